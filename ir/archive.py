@@ -1,0 +1,217 @@
+"""A graph as one file: `graph.json` for the structure, `weights.safetensors` for the tensors. Loading runs no code."""
+
+import json
+import math
+import operator
+import os
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from . import shapes
+from .errors import UsageError
+from .files import write_aside, write_member
+from .graph import Graph, build_module
+from .ops import qualified_name
+from .shapes import TensorSpec
+
+FORMAT = 1
+MAGIC_MEMBER = "planish-graph.json"
+WEIGHTS_MEMBER = "weights.safetensors"
+
+# Python functions that shape arithmetic leaves in a graph; a file may name nothing else outside torch.ops.
+_PYTHON_CALLS = {
+    qualified_name(f): f
+    for f in (
+        operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod,
+        operator.neg, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.pow,
+        math.floor, math.ceil, math.trunc, max, min, torch.sym_int, torch.sym_float, torch.sym_max, torch.sym_min,
+        torch.sym_not, torch.sym_ite, torch.sym_sum,
+    )
+}  # fmt: skip
+
+_TORCH_CONSTANTS = (torch.dtype, torch.memory_format, torch.layout)
+
+
+def save(graph: Graph, path: str | os.PathLike) -> None:
+    """Write `graph` to `path`, replacing it in one step. The same graph gives the same bytes."""
+    owners: dict[int, str] = {}
+    ties: dict[str, str] = {}
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in graph.weights.items():
+        owner = owners.setdefault(id(tensor), name)
+        if owner == name:
+            tensors[name] = tensor.detach().contiguous()
+        else:
+            ties[name] = owner
+    document = {
+        "format": FORMAT,
+        "properties": sorted(graph.properties),
+        "parameters": {n: t.requires_grad for n, t in graph.weights.items() if isinstance(t, torch.nn.Parameter)},
+        "ties": ties,
+        "inputs": [{"dtype": str(s.dtype), "shape": list(s.shape)} for s in graph.inputs],
+        "call": _encode_call_form(graph.module.graph),
+        "nodes": [_encode_node(node) for node in graph.nodes],
+    }
+    with write_aside(path) as draft, zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive:
+        write_member(archive, MAGIC_MEMBER, json.dumps(document, indent=1).encode())
+        write_member(archive, WEIGHTS_MEMBER, safetensors.torch.save(tensors))
+
+
+def load(path: str | os.PathLike) -> Graph:
+    """Read a graph. Raises UsageError saying what is wrong with a broken, foreign or newer file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            document = json.loads(archive.read(MAGIC_MEMBER))
+            tensors: dict[str, Any] = safetensors.torch.load(archive.read(WEIGHTS_MEMBER))
+    except FileNotFoundError:
+        raise UsageError("load", f"there is no file '{path}'") from None
+    except Exception as error:
+        raise UsageError("load", f"'{path}' is not a readable graph: {error}") from error
+    if document.get("format") != FORMAT:
+        raise UsageError("load", f"'{path}' has format {document.get('format')}", f"this version reads {FORMAT}")
+    try:
+        return _build(document, tensors)
+    except UsageError:
+        raise
+    except Exception as error:
+        what = f"'{path}' is not a valid graph: {type(error).__name__}: {error}"
+        raise UsageError("load", what, "it was edited or damaged; save it again") from error
+
+
+def _build(document: dict[str, Any], tensors: dict[str, Any]) -> Graph:
+    for name, requires_grad in document["parameters"].items():
+        if name in tensors:
+            tensors[name] = torch.nn.Parameter(tensors[name], requires_grad)
+    for name, owner in document["ties"].items():
+        tensors[name] = tensors[owner]
+    structure = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
+    for entry in document["nodes"]:
+        nodes[entry["name"]] = _decode_node(structure, entry, nodes)
+    _decode_call_form(structure, document["call"])
+    structure.lint()
+    graph = Graph(build_module(tensors, structure), set(document["properties"]))
+    names = [n.name for n in structure.find_nodes(op="placeholder")]
+    specs = [
+        TensorSpec(name, _decode({"torch": spec["dtype"]}, {}), tuple(spec["shape"]))
+        for name, spec in zip(names, document["inputs"], strict=True)
+    ]
+    shapes.propagate(graph.module, specs)
+    graph.module.training = False
+    return graph
+
+
+def _encode_node(node: fx.Node) -> dict[str, Any]:
+    target = qualified_name(node.target) if node.op == "call_function" else str(node.target)
+    if node.op == "call_function" and not isinstance(node.target, torch._ops.OpOverload) and target not in _PYTHON_CALLS:
+        raise UsageError("save", f"node '{node.name}' calls {target}", "only torch.ops and shape arithmetic are saved")
+    entry = {"name": node.name, "op": node.op, "target": target, "args": _encode(node.args)}
+    if node.kwargs:
+        entry["kwargs"] = _encode(dict(node.kwargs))
+    if "source" in node.meta:
+        entry["source"] = node.meta["source"]
+    return entry
+
+
+def _decode_node(structure: fx.Graph, entry: dict[str, Any], nodes: dict[str, fx.Node]) -> fx.Node:
+    target: Any = entry["target"]
+    if entry["op"] == "call_function":
+        target = _resolve(target)
+    elif entry["op"] not in ("placeholder", "get_attr", "output"):
+        raise UsageError("load", f"node '{entry['name']}' is a '{entry['op']}'", "expected a call, an input or a weight")
+    args = _decode(entry["args"], nodes)
+    kwargs = _decode(entry.get("kwargs", {}), nodes)
+    node = structure.create_node(entry["op"], target, args, kwargs, name=entry["name"])
+    if "source" in entry:
+        node.meta["source"] = entry["source"]
+    return node
+
+
+def _resolve(name: str) -> Callable:
+    if name in _PYTHON_CALLS:
+        return _PYTHON_CALLS[name]
+    try:
+        namespace, op, overload = name.split(".")
+        target = getattr(getattr(getattr(torch.ops, namespace), op), overload)
+    except (ValueError, AttributeError, RuntimeError):
+        target = None
+    if not isinstance(target, torch._ops.OpOverload):
+        raise UsageError("load", f"unknown op '{name}'", "expected an op of torch.ops; import the package that adds it")
+    return target
+
+
+def _encode(value: Any) -> Any:
+    match value:
+        case fx.Node():
+            return {"node": value.name}
+        case float() if not math.isfinite(value):
+            return {"float": str(value)}
+        case None | bool() | int() | float() | str():
+            return value
+        case tuple():
+            return {"tuple": [_encode(v) for v in value]}
+        case list():
+            return [_encode(v) for v in value]
+        case dict():
+            return {"dict": {k: _encode(v) for k, v in value.items()}}
+        case slice():
+            return {"slice": [_encode(v) for v in (value.start, value.stop, value.step)]}
+        case torch.device():
+            return {"device": str(value)}
+        case torch.dtype() | torch.memory_format() | torch.layout():
+            return {"torch": str(value)}
+    raise UsageError("save", f"an argument is a {type(value).__name__}", "only plain values can be saved")
+
+
+def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
+    if isinstance(value, list):
+        return [_decode(v, nodes) for v in value]
+    if not isinstance(value, dict):
+        return value
+    if not value:
+        return {}
+    ((kind, inner),) = value.items()
+    match kind:
+        case "node":
+            return nodes[inner]
+        case "float":
+            return float(inner)
+        case "tuple":
+            return tuple(_decode(v, nodes) for v in inner)
+        case "dict":
+            return {k: _decode(v, nodes) for k, v in inner.items()}
+        case "slice":
+            return slice(*(_decode(v, nodes) for v in inner))
+        case "device":
+            return torch.device(inner)
+        case "torch":
+            return _torch_constant(inner)
+    raise UsageError("load", f"an argument has the unknown kind '{kind}'", "it was edited or is of a newer version")
+
+
+def _torch_constant(name: str) -> Any:
+    constant = getattr(torch, name.removeprefix("torch."), None)
+    if not isinstance(constant, _TORCH_CONSTANTS):
+        raise UsageError("load", f"'{name}' is no dtype, layout or memory format")
+    return constant
+
+
+def _encode_call_form(structure: fx.Graph) -> dict[str, Any]:
+    info = structure._codegen.pytree_info  # type: ignore[attr-defined]
+    return {
+        "arguments": list(info.orig_args),
+        "in": pytree.treespec_dumps(info.in_spec),
+        "out": pytree.treespec_dumps(info.out_spec) if info.out_spec is not None else None,
+    }
+
+
+def _decode_call_form(structure: fx.Graph, call: dict[str, Any]) -> None:
+    out_spec = pytree.treespec_loads(call["out"]) if call["out"] is not None else None
+    info = fx.graph._PyTreeInfo(call["arguments"], pytree.treespec_loads(call["in"]), out_spec)
+    structure.set_codegen(fx.graph._PyTreeCodeGen(info))

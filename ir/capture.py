@@ -1,0 +1,171 @@
+"""Every way in: nn.Module, fx.GraphModule, ExportedProgram, a .pt2 file or a saved graph become a Graph."""
+
+import os
+import traceback
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from . import shapes
+from .archive import MAGIC_MEMBER
+from .errors import CaptureError, UsageError
+from .functional import inline_regions, remove_assertions, replace_in_place_ops
+from .graph import Graph, build_module, named_tensors
+from .ops import location
+from .pt2 import load_exported_program
+
+Source = torch.nn.Module | torch.export.ExportedProgram | Graph | str | os.PathLike
+
+
+def capture(source: Source, args: tuple[Any, ...] | torch.Tensor | None = None, *, dynamic_batch: bool = True) -> Graph:
+    """Bring a model into a Graph, in eval form.
+
+    source         nn.Module (an fx.symbolic_trace result is one), ExportedProgram, a .pt2 file, or a saved graph
+    args           example inputs, needed for an nn.Module: one tensor or a tuple
+    dynamic_batch  let dim 0 of every input vary where the model allows it
+
+    Weights keep their names, ties and `requires_grad`; the graph shares no tensor with the model.
+    Raises CaptureError naming the op and the source line that cannot be captured, UsageError for a wrong call.
+    """
+    if isinstance(source, Graph):
+        return source.copy()
+    if isinstance(source, (str, os.PathLike)):
+        return _from_file(Path(source))
+    if isinstance(source, torch.export.ExportedProgram):
+        return from_exported_program(source)
+    if not isinstance(source, torch.nn.Module):
+        what = f"the model is a {type(source).__name__}"
+        raise UsageError("capture", what, "expected an nn.Module, an ExportedProgram, a Graph or a path")
+    if args is None:
+        raise UsageError("capture", "no example inputs were given", "pass capture(model, (x,))")
+    args = (args,) if isinstance(args, torch.Tensor) else tuple(args)
+    return from_exported_program(export(source, args, dynamic_batch=dynamic_batch))
+
+
+def export(model: torch.nn.Module, args: tuple[Any, ...], *, dynamic_batch: bool) -> torch.export.ExportedProgram:
+    """torch.export in eval form, non-strict first and strict as the second try; the model's own mode is restored."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        if dynamic_batch and (program := _export_with_dynamic_batch(model, args)):
+            return program
+        try:
+            return _export(model, args, strict=False)
+        except Exception as first:
+            try:
+                return _export(model, args, strict=True)
+            except Exception:
+                raise _capture_error(model, first) from first
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def from_exported_program(program: torch.export.ExportedProgram) -> Graph:
+    """A Graph from an exported program: guards dropped, regions inlined, in-place ops made functional."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        raw = program.module()
+    assert isinstance(raw, fx.GraphModule)
+    for node in raw.graph.nodes:
+        if "stack_trace" in node.meta:
+            node.meta["source"] = location(node)
+    for guard in [n for n in raw.graph.nodes if n.target == "_guards_fn"]:
+        raw.graph.erase_node(guard)
+    inline_regions(raw)
+    remove_assertions(raw.graph)
+    replace_in_place_ops(raw.graph)
+    for node in reversed(raw.graph.find_nodes(op="get_attr")):
+        if not node.users:
+            raw.graph.erase_node(node)
+    _refuse_calls_without_schema(raw.graph)
+    graph = Graph(build_module(_own_tensors(raw), raw.graph)).copy()
+    graph.module.graph.eliminate_dead_code(is_impure_node=has_effect)
+    graph.module.recompile()
+    shapes.propagate(graph.module)
+    graph.module.training = False
+    return graph
+
+
+def has_effect(node: fx.Node) -> bool:
+    """Nodes that dead-code elimination must keep: inputs, outputs, and ops that write into their arguments."""
+    if node.op in ("placeholder", "output"):
+        return True
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+def _from_file(path: Path) -> Graph:
+    if not path.exists():
+        raise UsageError("capture", f"there is no file '{path}'", "expected a .pt2 file or a saved graph")
+    if not zipfile.is_zipfile(path):
+        raise UsageError("capture", f"'{path}' is not a zip archive", "expected a .pt2 file or a saved graph")
+    with zipfile.ZipFile(path) as archive:
+        if MAGIC_MEMBER in archive.namelist():
+            return Graph.load(path)
+    return from_exported_program(load_exported_program(path))
+
+
+def _export(model: torch.nn.Module, args: tuple[Any, ...], **options: Any) -> torch.export.ExportedProgram:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.export.export(model, args, **options)
+
+
+def _export_with_dynamic_batch(model: torch.nn.Module, args: tuple[Any, ...]) -> torch.export.ExportedProgram | None:
+    """None where the model (or this way of asking) needs a fixed batch."""
+    leaves = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+    extents = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
+    if len(extents) != 1 or None in extents:
+        return None
+    # torch.export takes an example extent of 1 for a constant, so the example is doubled.
+    doubled = pytree.tree_map_only(torch.Tensor, lambda t: torch.cat([t, t]), args)
+    dims = pytree.tree_map_only(torch.Tensor, lambda t: {0: torch.export.Dim.AUTO}, doubled)
+    dims = pytree.tree_map_only(lambda leaf: not isinstance(leaf, dict), lambda _: None, dims, is_leaf=_is_dims)
+    try:
+        program = _export(model, doubled, dynamic_shapes=dims, strict=False)
+    except Exception:
+        return None  # the static capture that follows gives the better message
+    inputs = [n.meta["val"] for n in program.graph.nodes if n.name in program.graph_signature.user_inputs]
+    stayed = all(isinstance(v.shape[0], torch.SymInt) for v in inputs if isinstance(v, torch.Tensor))
+    return program if stayed else None
+
+
+def _is_dims(value: Any) -> bool:
+    return isinstance(value, dict) and set(value) == {0}
+
+
+def _own_tensors(module: fx.GraphModule) -> dict[str, Any]:
+    """All tensors by name, and the submodules that control-flow nodes point at."""
+    own: dict[str, Any] = dict(named_tensors(module))
+    for node in module.graph.find_nodes(op="get_attr"):
+        value: Any = module
+        for part in node.target.split("."):
+            value = getattr(value, part)
+        own.setdefault(node.target, value)
+    return own
+
+
+def _refuse_calls_without_schema(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        if node.op == "call_module":
+            raise CaptureError(f"capture, {location(node)}", f"'{node.target}' is a module call", "export it whole")
+
+
+def _capture_error(model: torch.nn.Module, error: Exception) -> CaptureError:
+    """The user's own source line, from the innermost frame outside torch, and the reason in one line."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f"{os.sep}torch{os.sep}" not in f.filename]
+    frames = [f for f in frames if f"{os.sep}planish{os.sep}" not in f.filename and f.filename != __file__]
+    line = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else type(model).__name__
+    code = f"`{frames[-1].line}`" if frames and frames[-1].line else type(model).__name__
+    reason = next((text.strip() for text in str(error).splitlines() if text.strip()), type(error).__name__)
+    return CaptureError(
+        f"capture, {line}",
+        f"{code} cannot be captured: {type(error).__name__}: {reason.rstrip('.')}",
+        "torch.export must be able to trace the model; capture the part before this line, or rewrite the line",
+    )

@@ -1,0 +1,150 @@
+"""What a graph costs: parameters, multiply-accumulates, bytes, peak activation memory, in total and per node."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from .graph import Graph
+from .ops import arguments, is_getitem, op_name, tensors
+from .shapes import concrete
+
+
+@dataclass(frozen=True)
+class NodeCost:
+    """One node: multiply-accumulates, bytes of the weights it reads, bytes of what it yields."""
+
+    name: str
+    op: str
+    macs: int
+    weight_bytes: int
+    output_bytes: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A graph at one batch size.
+
+    params      parameters, tied ones once
+    macs        multiply-accumulates of products (conv, linear, matmul, attention); elementwise work is not counted
+    bytes       of all weights and buffers, tied ones once
+    peak_bytes  of the activations alive at the worst moment, run in graph order, views sharing memory
+    """
+
+    params: int
+    macs: int
+    bytes: int
+    peak_bytes: int
+    by_node: dict[str, NodeCost] = field(repr=False)
+    by_op: dict[str, int] = field(repr=False)
+
+
+def cost(graph: Graph, batch: int = 1) -> Cost:
+    """Count everything for one batch size. Symbolic extents stand for `batch`."""
+    unique = {id(t): t for t in graph.weights.values()}.values()
+    by_node = {n.name: _node_cost(graph, n, batch) for n in graph.nodes if n.op == "call_function"}
+    by_op: dict[str, int] = {}
+    for entry in by_node.values():
+        by_op[entry.op] = by_op.get(entry.op, 0) + entry.macs
+    return Cost(
+        params=sum(t.numel() for t in unique if isinstance(t, torch.nn.Parameter)),
+        macs=sum(entry.macs for entry in by_node.values()),
+        bytes=sum(t.numel() * t.element_size() for t in unique),
+        peak_bytes=_peak_bytes(graph, batch),
+        by_node=by_node,
+        by_op={op: macs for op, macs in by_op.items() if macs},
+    )
+
+
+def macs(node: fx.Node, batch: int = 1) -> int:
+    """Multiply-accumulates of one call; 0 for ops that are no products."""
+    rule = _MACS.get(op_name(node))
+    return rule(node, batch) if rule else 0
+
+
+def _extents(node: fx.Node, batch: int) -> list[int]:
+    return [concrete(s, batch) for s in node.meta["val"].shape]
+
+
+def _conv_macs(node: fx.Node, batch: int) -> int:
+    weight = _extents(arguments(node).weight, batch)
+    return math.prod(_extents(node, batch)) * math.prod(weight[1:])
+
+
+def _transposed_conv_macs(node: fx.Node, batch: int) -> int:
+    call = arguments(node)  # every input element meets every output channel of its group and every tap
+    return math.prod(_extents(call.input, batch)) * math.prod(_extents(call.weight, batch)[1:])
+
+
+def _linear_macs(node: fx.Node, batch: int) -> int:
+    return math.prod(_extents(node, batch)) * _extents(arguments(node).weight, batch)[-1]
+
+
+def _matmul_macs(node: fx.Node, batch: int) -> int:
+    left = next(a for a in node.args[-2:] if isinstance(a, fx.Node))
+    return math.prod(_extents(node, batch)) * _extents(left, batch)[-1]
+
+
+def _attention_macs(node: fx.Node, batch: int) -> int:
+    call = arguments(node)
+    query, key, value = (_extents(n, batch) for n in (call.query, call.key, call.value))
+    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def _recurrent_macs(node: fx.Node, batch: int) -> int:
+    call = arguments(node)
+    steps = math.prod(_extents(call.input, batch)[:-1])
+    return steps * sum(math.prod(_extents(w, batch)) for w in call.params if len(w.meta["val"].shape) == 2)
+
+
+_MACS: dict[str, Callable[[fx.Node, int], int]] = {
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _conv_macs),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed_conv_macs),
+    "linear": _linear_macs,
+    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "addmm", "baddbmm"), _matmul_macs),
+    "scaled_dot_product_attention": _attention_macs,
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent_macs),
+}
+
+
+def _node_cost(graph: Graph, node: fx.Node, batch: int) -> NodeCost:
+    weights = {id(t): t for n in node.all_input_nodes if n.op == "get_attr" for t in [graph.weight(n)]}
+    weight_bytes = sum(t.numel() * t.element_size() for t in weights.values() if isinstance(t, torch.Tensor))
+    return NodeCost(node.name, op_name(node), macs(node, batch), weight_bytes, _value_bytes(node.meta.get("val"), batch))
+
+
+def _value_bytes(value: Any, batch: int) -> int:
+    return sum(math.prod(concrete(s, batch) for s in t.shape) * t.dtype.itemsize for t in tensors(value))
+
+
+def _is_view(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return is_getitem(node)
+    return any(r.alias_info is not None for r in schema.returns)
+
+
+def _peak_bytes(graph: Graph, batch: int) -> int:
+    """Liveness over graph order: a value dies after the last reader of it or of a view of it."""
+    order = [n for n in graph.nodes if n.op in ("placeholder", "call_function", "output")]
+    owner: dict[fx.Node, fx.Node] = {}
+    last: dict[fx.Node, int] = {}
+    for at, node in enumerate(order):
+        viewed = node.op == "call_function" and _is_view(node) and node.all_input_nodes[0] in owner
+        owner[node] = owner[node.all_input_nodes[0]] if viewed else node
+        for read in [node, *node.all_input_nodes]:
+            if read in owner:
+                last[owner[read]] = at
+    alive = peak = 0
+    ends: dict[int, int] = {}
+    for at, node in enumerate(order):
+        if owner[node] is node and node.op != "output":
+            size = _value_bytes(node.meta.get("val"), batch)
+            alive += size
+            ends[last[node]] = ends.get(last[node], 0) + size
+        peak = max(peak, alive)
+        alive -= ends.get(at, 0)
+    return peak

@@ -1,0 +1,37 @@
+"""Writing files so that a crash or Ctrl-C leaves either the old file or the new one, never half of one."""
+
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def write_aside(path: str | os.PathLike, *, directory: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is renamed to `path`, on any failure it is removed.
+
+    directory: the temporary path is an empty folder, and an existing folder at `path` is replaced.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    room = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    draft = room / target.name
+    try:
+        if directory:
+            draft.mkdir()
+        yield draft
+        if directory and target.exists():
+            target.rename(room / "replaced")
+        draft.replace(target)
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+
+
+def write_member(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+    """Add a member with a fixed date, so that the same content gives the same archive bytes."""
+    member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    member.external_attr = 0o644 << 16
+    archive.writestr(member, data)

@@ -1,0 +1,236 @@
+"""Graph: the fx graph that we own, its weights and its properties."""
+
+import copy
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from . import shapes
+from .ops import op_name
+from .shapes import TensorSpec
+
+# The argument that says "training" on the ops that behave differently in training.
+TRAINING_ARGUMENT = {
+    "batch_norm": "training",
+    "dropout": "train",
+    "feature_dropout": "train",
+    "alpha_dropout": "train",
+    "feature_alpha_dropout": "train",
+}
+
+
+class GraphModule(fx.GraphModule):
+    """An fx module whose `.train()` and `.eval()` work: they flip the training argument of batch norm and dropout."""
+
+    def train(self, mode: bool = True) -> "GraphModule":
+        for node in self.graph.nodes:
+            argument = TRAINING_ARGUMENT.get(op_name(node))
+            if argument:
+                set_call_argument(node, argument, mode)
+        self.recompile()
+        return super().train(mode)  # type: ignore[return-value]
+
+
+class Graph:
+    """A model as ATen ops, in the form that torch.export gives before decomposition.
+
+    module      an ordinary, trainable nn.Module; weights are get_attr nodes under their own names
+    properties  what passes have established, e.g. {"no-batch-norm", "calibrated"}
+    """
+
+    def __init__(self, module: GraphModule, properties: set[str] | None = None):
+        self.module = module
+        self.properties = set(properties or ())
+
+    @property
+    def nodes(self) -> Iterator[fx.Node]:
+        return iter(self.module.graph.nodes)
+
+    @property
+    def inputs(self) -> list[TensorSpec]:
+        return shapes.input_specs(self.module.graph)
+
+    @property
+    def outputs(self) -> list[TensorSpec]:
+        return shapes.output_specs(self.module.graph)
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """All tensors that the graph reads, by name. Tied names hold the same tensor object."""
+        names = dict.fromkeys(n.target for n in self.nodes if n.op == "get_attr")
+        found = {name: attribute(self.module, name) for name in names}
+        return {name: t for name, t in found.items() if isinstance(t, torch.Tensor)}
+
+    @property
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """The weights that are parameters; of several tied names the first only."""
+        unique = {id(t): (n, t) for n, t in reversed(self.weights.items()) if isinstance(t, torch.nn.Parameter)}
+        return dict(reversed(unique.values()))
+
+    def weight(self, which: fx.Node | str) -> torch.Tensor:
+        """The tensor behind a get_attr node or a weight's name."""
+        return attribute(self.module, which.target if isinstance(which, fx.Node) else which)
+
+    def weight_readers(self, name: str) -> list[fx.Node]:
+        """The nodes that use this weight, under this name or a tied one."""
+        tensor = self.weight(name)
+        reads = [n for n in self.nodes if n.op == "get_attr" and self.weight(n) is tensor]
+        return [user for node in reads for user in node.users]
+
+    def node(self, name: str) -> fx.Node:
+        return next(n for n in self.nodes if n.name == name)
+
+    def calls(self, *names: str) -> list[fx.Node]:
+        """The nodes that call one of the named ops, in order."""
+        return [n for n in self.nodes if n.op == "call_function" and op_name(n) in names]
+
+    def example_inputs(self, batch: int = 1, seed: int = 0) -> tuple[torch.Tensor, ...]:
+        """Random inputs of the right shapes: normal floats, zeros for integers. Every symbolic extent is `batch`."""
+        generator = torch.Generator().manual_seed(seed)
+        values = []
+        for spec in self.inputs:
+            extents = tuple(batch if isinstance(s, str) else s for s in spec.shape)
+            values.append(
+                torch.randn(extents, generator=generator, dtype=torch.float64).to(spec.dtype)
+                if spec.dtype.is_floating_point
+                else torch.zeros(extents, dtype=spec.dtype)
+            )
+        return tuple(values)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model in PyTorch, called as the original was. Raises UsageError for inputs of a wrong shape."""
+        leaves = [v for v in pytree.tree_leaves((args, kwargs)) if v is not None]
+        shapes.check_inputs("the graph", self.inputs, tuple(leaves))
+        return self.module(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> "Graph":
+        self.module.train(mode)
+        return self
+
+    def eval(self) -> "Graph":
+        return self.train(False)
+
+    def copy(self) -> "Graph":
+        """A graph of its own: no tensor is shared with this one, ties stay ties."""
+        tensors: dict[int, Any] = {}
+        root = {name: _clone(tensor, tensors) for name, tensor in named_tensors(self.module).items()}
+        for node in self.nodes:
+            if node.op == "get_attr" and node.target not in root:  # submodules of control flow
+                root[node.target] = copy.deepcopy(attribute(self.module, node.target))
+        twin = Graph(build_module(root, _copy_structure(self.module.graph)), self.properties)
+        twin.module.training = self.module.training
+        return twin
+
+    def exported_program(self) -> torch.export.ExportedProgram:
+        """An ordinary ExportedProgram, for Inductor, ExecuTorch, torchao and other tools. Dynamic batch survives."""
+        examples = self.example_inputs(batch=shapes.EXAMPLE_EXTENTS[0])
+        dims: dict[str, Any] = {}
+        dynamic = tuple(
+            {i: dims.setdefault(s, torch.export.Dim.AUTO) for i, s in enumerate(spec.shape) if isinstance(s, str)}
+            for spec in self.inputs
+        )
+        args, kwargs = self._call_form(examples)
+        arg_dims, kwarg_dims = self._call_form(dynamic)
+        shape_hints = {**dict(zip(self._argument_names(), arg_dims, strict=False)), **kwarg_dims}
+        return torch.export.export(self.module, args, kwargs, dynamic_shapes=shape_hints or None, strict=False)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the graph to one file: structure as JSON, weights as safetensors, no pickle."""
+        from .archive import save
+
+        save(self, path)
+
+    @staticmethod
+    def load(path: str | os.PathLike) -> "Graph":
+        """Read a graph that `save` wrote. Runs no code of the file. Raises UsageError for a broken file."""
+        from .archive import load
+
+        return load(path)
+
+    def text(self) -> str:
+        """One op per line, with types; weights by name and shape."""
+        from .text import text
+
+        return text(self)
+
+    __str__ = text
+
+    def _call_form(self, leaves: tuple[Any, ...]) -> tuple[tuple, dict]:
+        """Flat inputs arranged as the model's own (args, kwargs)."""
+        spec = self.module.graph._codegen.pytree_info.in_spec  # type: ignore[attr-defined]
+        return pytree.tree_unflatten(list(leaves), spec)
+
+    def _argument_names(self) -> list[str]:
+        return list(self.module.graph._codegen.pytree_info.orig_args)  # type: ignore[attr-defined]
+
+
+def attribute(module: torch.nn.Module, name: str) -> Any:
+    value: Any = module
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def named_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter and buffer by name, tied names included."""
+    return {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+
+
+def build_module(root: dict[str, Any], structure: fx.Graph) -> GraphModule:
+    """A module of our own class from weights by name and a structure. Weights that no node reads are kept too."""
+    module = GraphModule(root, structure, class_name="GraphModule")
+    for name, value in root.items():
+        set_attribute(module, name, value)
+    return module
+
+
+def set_attribute(module: torch.nn.Module, name: str, value: Any) -> None:
+    """Put a parameter, buffer or submodule under a dotted name, making the modules on the way."""
+    *path, last = name.split(".")
+    for part in path:
+        if not hasattr(module, part):
+            module.add_module(part, torch.nn.Module())
+        module = getattr(module, part)
+    if isinstance(value, (torch.nn.Parameter, torch.nn.Module)):
+        module._buffers.pop(last, None)
+        setattr(module, last, value)
+    else:
+        module._parameters.pop(last, None)
+        module.register_buffer(last, value)
+
+
+def set_call_argument(node: fx.Node, name: str, value: Any) -> None:
+    """Set one argument of an ATen call by its schema name."""
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    position = names.index(name)
+    if position < len(node.args):
+        node.update_arg(position, value)
+    else:
+        node.update_kwarg(name, value)
+
+
+def _copy_structure(graph: fx.Graph) -> fx.Graph:
+    twin = fx.Graph()
+    nodes: dict[fx.Node, fx.Node] = {}
+    output = twin.graph_copy(graph, nodes, return_output_node=True)
+    if output is not None:
+        value, old = output
+        new = twin.output(value)
+        new.meta = copy.copy(old.meta)  # type: ignore[union-attr]
+    twin._codegen = copy.copy(graph._codegen)  # its pytree description is never changed
+    return twin
+
+
+def _clone(tensor: torch.Tensor, known: dict[int, torch.Tensor]) -> torch.Tensor:
+    if id(tensor) not in known:
+        data = tensor.detach().clone()
+        is_parameter = isinstance(tensor, torch.nn.Parameter)
+        known[id(tensor)] = torch.nn.Parameter(data, tensor.requires_grad) if is_parameter else data
+    return known[id(tensor)]

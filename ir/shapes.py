@@ -1,0 +1,198 @@
+"""Shapes: what a graph takes and gives, and shape inference on fake tensors with a symbolic batch."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+from .errors import UsageError, VerifyError
+from .ops import describe
+
+# A symbol stands for its example value while rules look at a graph; distinct values keep symbols apart, because
+# the shape environment gives dims of equal example value one symbol.
+EXAMPLE_EXTENTS = (2, 3, 5, 7, 11, 13)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output: its name, torch dtype and shape. A symbolic extent is its name ("b" is the batch)."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} : {short_dtype(self.dtype)}[{','.join(map(str, self.shape))}]"
+
+    def with_extents(self, extents: dict[str, int]) -> tuple[int, ...]:
+        """The shape with its symbols replaced, e.g. by {"b": 1}."""
+        return tuple(extents[s] if isinstance(s, str) else s for s in self.shape)
+
+
+def short_dtype(dtype: torch.dtype) -> str:
+    """f32, bf16, i8, u8, b1: the dtype names of the text form."""
+    if dtype == torch.bool:
+        return "b1"
+    name = str(dtype).removeprefix("torch.")
+    for long, short in (("bfloat", "bf"), ("float", "f"), ("uint", "u"), ("int", "i"), ("complex", "c")):
+        if name.startswith(long):
+            return short + name.removeprefix(long)
+    return name
+
+
+def size(extent: int | torch.SymInt) -> int:
+    """An extent as a number; a symbolic one as its example value."""
+    return int(extent.node.hint) if isinstance(extent, torch.SymInt) else int(extent)
+
+
+def shape(node: fx.Node) -> list[int]:
+    """The recorded shape of a single-tensor node, symbolic extents as their example values."""
+    return [size(extent) for extent in node.meta["val"].shape]
+
+
+def symbol_names(graph: fx.Graph) -> dict[Any, str]:
+    """sympy symbol -> the name people read: `b` for the first input's first dim, then s0, s1, ..."""
+    names: dict[Any, str] = {}
+    for node in graph.find_nodes(op="placeholder"):
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor):
+            continue
+        for dim, extent in enumerate(value.shape):
+            if isinstance(extent, torch.SymInt):
+                for symbol in sorted(extent.node.expr.free_symbols, key=str):
+                    is_batch = dim == 0 and "b" not in names.values()
+                    names.setdefault(symbol, "b" if is_batch else f"s{len(names)}")
+    return names
+
+
+def extent_text(extent: int | torch.SymInt, names: dict[Any, str]) -> int | str:
+    """An extent as people read it: 64, `b` or `2*b`."""
+    if not isinstance(extent, torch.SymInt):
+        return int(extent)
+    expression = extent.node.expr
+    if expression.is_number:
+        return int(expression)
+    return str(expression.subs({symbol: _symbol(name) for symbol, name in names.items()})).replace(" ", "")
+
+
+def concrete(extent: int | torch.SymInt, batch: int = 1) -> int:
+    """An extent as a number for one batch size: every symbol that is a batch becomes `batch`."""
+    if not isinstance(extent, torch.SymInt):
+        return int(extent)
+    expression = extent.node.expr
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
+
+
+def tensor_spec(name: str, value: torch.Tensor, names: dict[Any, str]) -> TensorSpec:
+    return TensorSpec(name, value.dtype, tuple(extent_text(s, names) for s in value.shape))
+
+
+def input_specs(graph: fx.Graph) -> list[TensorSpec]:
+    names = symbol_names(graph)
+    return [tensor_spec(n.name, n.meta["val"], names) for n in graph.find_nodes(op="placeholder")]
+
+
+def output_specs(graph: fx.Graph) -> list[TensorSpec]:
+    names = symbol_names(graph)
+    (output,) = graph.find_nodes(op="output")
+    return [tensor_spec(n.name, n.meta["val"], names) for n in output.all_input_nodes]
+
+
+def propagate(module: fx.GraphModule, specs: list[TensorSpec] | None = None) -> None:
+    """Re-infer every node's meta["val"] on fake tensors.
+
+    specs: the inputs' shapes; those recorded on the placeholders when not given.
+    Raises VerifyError naming the node whose op rejects its inputs.
+    """
+    specs = specs or input_specs(module.graph)
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=False)
+    inputs = iter(_fake_inputs(mode, specs))
+    weights: dict[int, torch.Tensor] = {}
+    with mode:
+        for node in module.graph.nodes:
+            if node.op == "placeholder":
+                node.meta["val"] = next(inputs)
+            elif node.op == "get_attr":
+                node.meta["val"] = _fake_weight(mode, module, node.target, weights)
+            elif node.op == "call_function":
+                node.meta["val"] = infer(node)
+            node.meta.pop("tensor_meta", None)  # it would be stale, and nothing here reads it
+
+
+def infer(node: fx.Node) -> Any:
+    """The value that a call yields on the fake values of its arguments."""
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    try:
+        # The Python dispatcher keeps symbols where C++ composite ops (adaptive pooling) would fix them to the example.
+        with torch.no_grad(), enable_python_dispatcher():
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+    except Exception as error:
+        raise VerifyError(describe(node), f"its inputs do not fit: {str(error).splitlines()[0]}") from error
+
+
+def fake_like(node: fx.Node, tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` as a fake tensor of the mode that `node`'s value belongs to."""
+    return node.meta["val"].fake_mode.from_tensor(tensor, static_shapes=True)
+
+
+def check_inputs(where: str, specs: list[TensorSpec], args: tuple[Any, ...]) -> dict[str, int]:
+    """Check a call's tensors against the inputs. Returns the extents of the symbols.
+
+    Raises UsageError naming the input, what it is and what it should be.
+    """
+    if len(args) != len(specs):
+        wanted = ", ".join(map(str, specs))
+        raise UsageError(where, f"{len(args)} inputs were given", f"the model takes {len(specs)}: {wanted}")
+    extents: dict[str, int] = {}
+    for spec, value in zip(specs, args, strict=True):
+        if not isinstance(value, torch.Tensor):
+            raise UsageError(where, f"input '{spec.name}' is a {type(value).__name__}", f"expected a tensor {spec}")
+        fits = value.dtype == spec.dtype and len(value.shape) == len(spec.shape)
+        fits = fits and all(_extent_fits(e, s, extents) for e, s in zip(value.shape, spec.shape, strict=False))
+        if not fits:
+            actual = f"{short_dtype(value.dtype)}[{','.join(map(str, value.shape))}]"
+            raise UsageError(where, f"input '{spec.name}' is {actual}", f"expected {spec}")
+    return extents
+
+
+def _extent_fits(actual: int, wanted: int | str, extents: dict[str, int]) -> bool:
+    if isinstance(wanted, int):
+        return actual == wanted
+    return actual >= 1 and (not wanted.isidentifier() or extents.setdefault(wanted, actual) == actual)
+
+
+def _fake_inputs(mode: FakeTensorMode, specs: list[TensorSpec]) -> list[torch.Tensor]:
+    symbols = list(dict.fromkeys(s for spec in specs for s in spec.shape if isinstance(s, str)))
+    if len(symbols) > len(EXAMPLE_EXTENTS):
+        raise UsageError("shapes", f"{len(symbols)} symbolic extents", f"at most {len(EXAMPLE_EXTENTS)} are supported")
+    examples = dict(zip(symbols, EXAMPLE_EXTENTS, strict=False))
+    fakes = []
+    for spec in specs:
+        dims = [DimDynamic.DYNAMIC if isinstance(s, str) else DimDynamic.STATIC for s in spec.shape]
+        meta = torch.empty(spec.with_extents(examples), dtype=spec.dtype, device="meta")
+        context = StatelessSymbolicContext(dynamic_sizes=dims)
+        fake = mode.from_tensor(meta, symbolic_context=context)
+        with mode:
+            fakes.append(torch.empty_like(fake, device="cpu"))
+    return fakes
+
+
+def _fake_weight(mode: FakeTensorMode, module: fx.GraphModule, name: str, known: dict[int, torch.Tensor]) -> Any:
+    value: Any = module
+    for part in name.split("."):
+        value = getattr(value, part)
+    if not isinstance(value, torch.Tensor):
+        return value
+    if id(value) not in known:
+        known[id(value)] = mode.from_tensor(value, static_shapes=True)
+    return known[id(value)]
+
+
+def _symbol(name: str) -> Any:
+    import sympy
+
+    return sympy.Symbol(name, positive=True, integer=True)

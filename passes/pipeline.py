@@ -1,0 +1,154 @@
+"""Pipeline: passes in order, checked before anything runs, verified after each, all or nothing."""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..ir.cost import Cost, cost
+from ..ir.errors import PassError, PlanishError, UsageError
+from ..ir.graph import Graph
+from ..ir.shapes import TensorSpec
+from ..ir.verify import verify
+from .base import Context, Pass, Result
+from .pipeline_text import parse, parse_toml, to_toml
+
+_MISSING = {
+    "data": "no data was given; pass data=loader",
+    "target": "no target was given; pass target=...",
+    "evaluate": "no evaluation function was given; pass evaluate=function",
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one pass did: its text, result, seconds, and the graph's cost after it."""
+
+    name: str
+    result: Result
+    seconds: float
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A pipeline's new graph and what each pass did to it. `before` is the cost of the graph that went in."""
+
+    graph: Graph
+    steps: tuple[Step, ...]
+    before: Cost = field(repr=False)
+
+
+class Pipeline:
+    """An ordered list of passes.
+
+    `Pipeline.parse("fold-batch-norm, prune-channels{macs=0.7}")`; `str(pipeline)` gives the text back.
+    """
+
+    def __init__(self, passes: Iterable[Pass] = ()):
+        self.passes = tuple(passes)
+
+    @staticmethod
+    def parse(text: "str | Pipeline | Iterable[Pass]") -> "Pipeline":
+        """From one line of text, a path to a .toml file, or passes. Raises UsageError."""
+        if isinstance(text, Pipeline):
+            return text
+        if not isinstance(text, str):
+            return Pipeline(text)
+        if text.strip().endswith(".toml"):
+            path = Path(text.strip())
+            if not path.exists():
+                raise UsageError("pipeline", f"there is no file '{path}'")
+            return Pipeline(parse_toml(path.read_text(encoding="utf-8")))
+        return Pipeline(parse(text))
+
+    @staticmethod
+    def from_toml(text: str) -> "Pipeline":
+        return Pipeline(parse_toml(text))
+
+    def toml(self) -> str:
+        return to_toml(self.passes)
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.passes))
+
+    def __iter__(self) -> Iterator[Pass]:
+        return iter(self.passes)
+
+    def __len__(self) -> int:
+        return len(self.passes)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Pipeline) and self.passes == other.passes
+
+    def __hash__(self) -> int:
+        return hash(self.passes)
+
+    def check(self, properties: Iterable[str] = (), ctx: Context | None = None) -> None:
+        """Check order and needs of the whole pipeline.
+
+        Raises UsageError naming the first pass that lacks a property (and who provides it) or a part of the context.
+        """
+        have = set(properties)
+        for position, entry in enumerate(self.passes):
+            for wanted in sorted(entry.requires - have):
+                raise UsageError(entry.name, f"it needs '{wanted}'", self._advice(wanted, position))
+            for need in sorted(entry.needs):
+                if ctx is not None and getattr(ctx, need) is None:
+                    raise UsageError(entry.name, *_MISSING[need].split("; "))
+            have = (have - entry.drops) | entry.provides
+
+    def run(self, graph: Graph, ctx: Context | None = None) -> Outcome:
+        """Run all passes on a copy of `graph`; the graph itself is never changed, whatever happens.
+
+        Raises UsageError before anything runs for a wrong order; VerifyError or the pass's own error otherwise.
+        """
+        ctx = ctx or Context()
+        self.check(graph.properties, ctx)
+        work, before, steps = graph.copy(), cost(graph), []
+        for entry in ctx.progress(self.passes, "passes") if self.passes else ():
+            started = time.perf_counter()
+            result = _run_one(entry, work, ctx)
+            steps.append(Step(str(entry), result, time.perf_counter() - started, cost(work)))
+        return Outcome(work, tuple(steps), before)
+
+    def _advice(self, wanted: str, position: int) -> str:
+        from .base import REGISTRY
+
+        later = [p.name for p in self.passes[position:] if wanted in p.provides]
+        if later:
+            return f"put '{later[0]}' before it"
+        makers = sorted(name for name, cls in REGISTRY.items() if wanted in cls.provides)
+        return f"add {' or '.join(repr(m) for m in makers)} before it" if makers else "no known pass provides it"
+
+
+def _run_one(entry: Pass, graph: Graph, ctx: Context) -> Result:
+    inputs, outputs = graph.inputs, _types(graph.outputs)
+    try:
+        result = entry.run(graph, ctx)
+    except PlanishError:
+        raise
+    except Exception as error:
+        raise PassError(entry.name or str(entry), f"it failed: {type(error).__name__}: {error}") from error
+    graph.properties = (graph.properties - entry.drops) | entry.provides
+    try:
+        verify(graph)
+    except PlanishError as error:
+        raise type(error)(f"after {entry}, {error.where}", *_reason(error)) from error
+    if graph.inputs != inputs or _types(graph.outputs) != outputs:
+        what = f"it changed the model's inputs or outputs from {_show(outputs)} to {_show(_types(graph.outputs))}"
+        raise PassError(str(entry), what, "a pass keeps their shapes and dtypes")
+    return result
+
+
+def _reason(error: PlanishError) -> list[str]:
+    return [str(error).removeprefix(f"{error.where}: ").removesuffix(".")]
+
+
+def _types(specs: list[TensorSpec]) -> list[TensorSpec]:
+    return [TensorSpec("output", spec.dtype, spec.shape) for spec in specs]
+
+
+def _show(specs: list[TensorSpec]) -> Any:
+    return ", ".join(map(str, specs))
