@@ -11,13 +11,14 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import fx
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
-from . import shapes
-from .errors import UsageError
+from . import call_form, shapes
+from .errors import UsageError, first_line
 from .files import write_aside, write_member
 from .graph import Graph, build_module
-from .ops import qualified_name
+from .ops import has_schema, qualified_name
 from .shapes import TensorSpec
 
 FORMAT = 1
@@ -46,7 +47,7 @@ def save(graph: Graph, path: str | os.PathLike) -> None:
     for name, tensor in graph.weights.items():
         owner = owners.setdefault(id(tensor), name)
         if owner == name:
-            tensors[name] = tensor.detach().contiguous()
+            tensors[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
         else:
             ties[name] = owner
     document = {
@@ -55,6 +56,7 @@ def save(graph: Graph, path: str | os.PathLike) -> None:
         "parameters": {n: t.requires_grad for n, t in graph.weights.items() if isinstance(t, torch.nn.Parameter)},
         "ties": ties,
         "inputs": [{"dtype": str(s.dtype), "shape": list(s.shape)} for s in graph.inputs],
+        "constants": {n.name: _encode(n.meta["val"]) for n in graph.nodes if shapes.is_constant_input(n)},
         "call": _encode_call_form(graph.module.graph),
         "nodes": [_encode_node(node) for node in graph.nodes],
     }
@@ -72,15 +74,16 @@ def load(path: str | os.PathLike) -> Graph:
     except FileNotFoundError:
         raise UsageError("load", f"there is no file '{path}'") from None
     except Exception as error:
-        raise UsageError("load", f"'{path}' is not a readable graph: {error}") from error
-    if document.get("format") != FORMAT:
-        raise UsageError("load", f"'{path}' has format {document.get('format')}", f"this version reads {FORMAT}")
+        raise UsageError("load", f"'{path}' is not a readable graph: {first_line(error)}") from error
+    form = document.get("format") if isinstance(document, dict) else None
+    if form != FORMAT:
+        raise UsageError("load", f"'{path}' has format {form}", f"this version reads {FORMAT}")
     try:
         return _build(document, tensors)
     except UsageError:
         raise
     except Exception as error:
-        what = f"'{path}' is not a valid graph: {type(error).__name__}: {error}"
+        what = f"'{path}' is not a valid graph: {type(error).__name__}: {first_line(error)}"
         raise UsageError("load", what, "it was edited or damaged; save it again") from error
 
 
@@ -93,11 +96,15 @@ def _build(document: dict[str, Any], tensors: dict[str, Any]) -> Graph:
     structure = fx.Graph()
     nodes: dict[str, fx.Node] = {}
     for entry in document["nodes"]:
-        nodes[entry["name"]] = _decode_node(structure, entry, nodes)
+        if entry["op"] == "get_attr" and entry["target"] not in tensors:
+            raise UsageError("load", f"node '{entry['name']}' reads '{entry['target']}'", "the file has no such weight")
+        nodes[entry["name"]] = node = _decode_node(structure, entry, nodes)
+        if node.op == "placeholder" and node.name in document["constants"]:
+            node.meta["val"] = _decode(document["constants"][node.name], {})
     _decode_call_form(structure, document["call"])
     structure.lint()
     graph = Graph(build_module(tensors, structure), set(document["properties"]))
-    names = [n.name for n in structure.find_nodes(op="placeholder")]
+    names = [n.name for n in shapes.input_nodes(structure)]
     specs = [
         TensorSpec(name, _decode({"torch": spec["dtype"]}, {}), tuple(spec["shape"]))
         for name, spec in zip(names, document["inputs"], strict=True)
@@ -109,7 +116,7 @@ def _build(document: dict[str, Any], tensors: dict[str, Any]) -> Graph:
 
 def _encode_node(node: fx.Node) -> dict[str, Any]:
     target = qualified_name(node.target) if node.op == "call_function" else str(node.target)
-    if node.op == "call_function" and not isinstance(node.target, torch._ops.OpOverload) and target not in _PYTHON_CALLS:
+    if node.op == "call_function" and not has_schema(node) and target not in _PYTHON_CALLS:
         raise UsageError("save", f"node '{node.name}' calls {target}", "only torch.ops and shape arithmetic are saved")
     entry = {"name": node.name, "op": node.op, "target": target, "args": _encode(node.args)}
     if node.kwargs:
@@ -124,7 +131,7 @@ def _decode_node(structure: fx.Graph, entry: dict[str, Any], nodes: dict[str, fx
     if entry["op"] == "call_function":
         target = _resolve(target)
     elif entry["op"] not in ("placeholder", "get_attr", "output"):
-        raise UsageError("load", f"node '{entry['name']}' is a '{entry['op']}'", "expected a call, an input or a weight")
+        raise UsageError("load", f"node '{entry['name']}' is a '{entry['op']}'", "expected a call, input or weight")
     args = _decode(entry["args"], nodes)
     kwargs = _decode(entry.get("kwargs", {}), nodes)
     node = structure.create_node(entry["op"], target, args, kwargs, name=entry["name"])
@@ -158,7 +165,7 @@ def _encode(value: Any) -> Any:
             return {"tuple": [_encode(v) for v in value]}
         case list():
             return [_encode(v) for v in value]
-        case dict():
+        case dict() if all(isinstance(key, str) for key in value):
             return {"dict": {k: _encode(v) for k, v in value.items()}}
         case slice():
             return {"slice": [_encode(v) for v in (value.start, value.stop, value.step)]}
@@ -203,15 +210,36 @@ def _torch_constant(name: str) -> Any:
 
 
 def _encode_call_form(structure: fx.Graph) -> dict[str, Any]:
+    """The nesting of inputs and outputs, written as a value whose leaves are numbers.
+
+    torch's own text form of it is not used: reading that one imports the modules that it names.
+    """
     info = structure._codegen.pytree_info  # type: ignore[attr-defined]
     return {
         "arguments": list(info.orig_args),
-        "in": pytree.treespec_dumps(info.in_spec),
-        "out": pytree.treespec_dumps(info.out_spec) if info.out_spec is not None else None,
+        "in": _encode_nesting(info.in_spec),
+        "out": _encode_nesting(info.out_spec) if info.out_spec is not None else None,
     }
 
 
+def _encode_nesting(spec: pytree.TreeSpec) -> Any:
+    for part in _containers(spec):
+        if part.type not in (tuple, list, dict):
+            what = f"an input or output is a {part.type.__name__}"
+            raise UsageError("save", what, "tuples, lists and dicts can be saved; wrap the model to use them")
+    return _encode(pytree.tree_unflatten(list(range(spec.num_leaves)), spec))
+
+
+def _containers(spec: pytree.TreeSpec) -> list[pytree.TreeSpec]:
+    if spec.is_leaf():
+        return []
+    return [spec, *(part for child in spec.children() for part in _containers(child))]
+
+
 def _decode_call_form(structure: fx.Graph, call: dict[str, Any]) -> None:
-    out_spec = pytree.treespec_loads(call["out"]) if call["out"] is not None else None
-    info = fx.graph._PyTreeInfo(call["arguments"], pytree.treespec_loads(call["in"]), out_spec)
-    structure.set_codegen(fx.graph._PyTreeCodeGen(info))
+    out_spec = pytree.tree_structure(_decode(call["out"], {})) if call["out"] is not None else None
+    info = _PyTreeInfo(call["arguments"], pytree.tree_structure(_decode(call["in"], {})), out_spec)
+    structure.set_codegen(_PyTreeCodeGen(info))
+    placeholders = structure.find_nodes(op="placeholder")
+    if call_form.input_spec(structure).num_leaves != len(placeholders):
+        raise UsageError("load", f"{len(placeholders)} inputs do not fit the call form", "it was edited or damaged")

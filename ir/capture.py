@@ -1,9 +1,13 @@
 """Every way in: nn.Module, fx.GraphModule, ExportedProgram, a .pt2 file or a saved graph become a Graph."""
 
+import io
+import logging
 import os
 import traceback
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +17,10 @@ from torch.utils import _pytree as pytree
 
 from . import shapes
 from .archive import MAGIC_MEMBER
-from .errors import CaptureError, UsageError
+from .errors import CaptureError, UsageError, VerifyError, first_line
 from .functional import inline_regions, remove_assertions, replace_in_place_ops
 from .graph import Graph, build_module, named_tensors
-from .ops import location
+from .ops import TORCH_FOLDER, location
 from .pt2 import load_exported_program
 
 Source = torch.nn.Module | torch.export.ExportedProgram | Graph | str | os.PathLike
@@ -67,9 +71,11 @@ def export(model: torch.nn.Module, args: tuple[Any, ...], *, dynamic_batch: bool
 
 
 def from_exported_program(program: torch.export.ExportedProgram) -> Graph:
-    """A Graph from an exported program: guards dropped, regions inlined, in-place ops made functional."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    """A Graph from an exported program, in eval form: guards dropped, regions inlined, in-place ops functional.
+
+    Raises CaptureError for what a graph cannot hold: module calls, numbers as dynamic inputs, related extents.
+    """
+    with _quiet():
         raw = program.module()
     assert isinstance(raw, fx.GraphModule)
     for node in raw.graph.nodes:
@@ -83,13 +89,16 @@ def from_exported_program(program: torch.export.ExportedProgram) -> Graph:
     for node in reversed(raw.graph.find_nodes(op="get_attr")):
         if not node.users:
             raw.graph.erase_node(node)
-    _refuse_calls_without_schema(raw.graph)
-    graph = Graph(build_module(_own_tensors(raw), raw.graph)).copy()
+    _refuse_foreign_nodes(raw.graph)
+    transient = frozenset(dict(raw.named_buffers(remove_duplicate=False)).keys() - program.state_dict.keys())
+    graph = Graph(build_module(_own_tensors(raw), raw.graph, transient)).copy()
     graph.module.graph.eliminate_dead_code(is_impure_node=has_effect)
-    graph.module.recompile()
-    shapes.propagate(graph.module)
-    graph.module.training = False
-    return graph
+    try:
+        shapes.propagate(graph.module)
+    except VerifyError as error:
+        advice = "conditions between dynamic extents cannot be kept; export with fixed sizes or a dynamic batch only"
+        raise CaptureError(f"capture, {error.where}", error.what, advice) from error
+    return graph.eval()
 
 
 def has_effect(node: fx.Node) -> bool:
@@ -112,9 +121,21 @@ def _from_file(path: Path) -> Graph:
 
 
 def _export(model: torch.nn.Module, args: tuple[Any, ...], **options: Any) -> torch.export.ExportedProgram:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet():
         return torch.export.export(model, args, **options)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch writes whole graphs to the log and to stderr before it raises; the CaptureError says what matters."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 def _export_with_dynamic_batch(model: torch.nn.Module, args: tuple[Any, ...]) -> torch.export.ExportedProgram | None:
@@ -151,19 +172,28 @@ def _own_tensors(module: fx.GraphModule) -> dict[str, Any]:
     return own
 
 
-def _refuse_calls_without_schema(graph: fx.Graph) -> None:
+def _refuse_foreign_nodes(graph: fx.Graph) -> None:
     for node in graph.nodes:
         if node.op == "call_module":
             raise CaptureError(f"capture, {location(node)}", f"'{node.target}' is a module call", "export it whole")
+        value = node.meta.get("val")
+        if node.op != "placeholder":
+            continue
+        if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+            raise CaptureError("capture", f"input '{node.name}' is a dynamic number", "export with a fixed one")
+        for extent in value.shape if isinstance(value, torch.Tensor) else ():
+            if isinstance(extent, torch.SymInt) and not extent.node.expr.is_symbol:
+                what = f"input '{node.name}' has the derived extent {extent.node.expr}"
+                raise CaptureError("capture", what, "export with extents that do not depend on each other")
 
 
 def _capture_error(model: torch.nn.Module, error: Exception) -> CaptureError:
     """The user's own source line, from the innermost frame outside torch, and the reason in one line."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f"{os.sep}torch{os.sep}" not in f.filename]
-    frames = [f for f in frames if f"{os.sep}planish{os.sep}" not in f.filename and f.filename != __file__]
+    frames = traceback.extract_tb(error.__traceback__)
+    frames = [f for f in frames if f.filename != __file__ and not f.filename.startswith((TORCH_FOLDER, "<"))]
     line = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else type(model).__name__
     code = f"`{frames[-1].line}`" if frames and frames[-1].line else type(model).__name__
-    reason = next((text.strip() for text in str(error).splitlines() if text.strip()), type(error).__name__)
+    reason = first_line(error)
     return CaptureError(
         f"capture, {line}",
         f"{code} cannot be captured: {type(error).__name__}: {reason.rstrip('.')}",

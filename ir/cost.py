@@ -113,7 +113,8 @@ _MACS: dict[str, Callable[[fx.Node, int], int]] = {
 def _node_cost(graph: Graph, node: fx.Node, batch: int) -> NodeCost:
     weights = {id(t): t for n in node.all_input_nodes if n.op == "get_attr" for t in [graph.weight(n)]}
     weight_bytes = sum(t.numel() * t.element_size() for t in weights.values() if isinstance(t, torch.Tensor))
-    return NodeCost(node.name, op_name(node), macs(node, batch), weight_bytes, _value_bytes(node.meta.get("val"), batch))
+    output_bytes = _value_bytes(node.meta.get("val"), batch)
+    return NodeCost(node.name, op_name(node), macs(node, batch), weight_bytes, output_bytes)
 
 
 def _value_bytes(value: Any, batch: int) -> int:

@@ -1,4 +1,4 @@
-"""The error classes. Every message reads `where: what is wrong with the actual value; what was expected; what to do.`"""
+"""The error classes. A message reads `where: what is wrong with the actual value; what was expected; what to do.`"""
 
 
 class PlanishError(Exception):
@@ -7,7 +7,7 @@ class PlanishError(Exception):
     exit_code = 1
 
     def __init__(self, where: str, what: str, *advice: str):
-        self.where = where
+        self.where, self.what = where, what
         super().__init__(f"{where}: {'; '.join([what, *advice])}.")
 
 
@@ -35,3 +35,9 @@ class PassError(PlanishError):
 
 class BuildError(PlanishError):
     """A backend cannot build this graph."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a foreign error's message; its class where it has none."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)

@@ -1,4 +1,4 @@
-"""From what torch.export leaves to a graph of plain calls: regions inlined, assertions dropped, in-place ops functional."""
+"""From what torch.export leaves to plain calls: regions inlined, assertions dropped, in-place ops functional."""
 
 import operator
 from typing import Any
@@ -48,15 +48,15 @@ def inline_regions(module: fx.GraphModule) -> None:
 def replace_in_place_ops(graph: fx.Graph) -> None:
     """`relu_(x)` becomes `relu(x)` and later readers of x read the result.
 
-    Left as they are: ops that write into a value which shares memory with another one (a slice that is assigned to),
-    where the order of writes carries meaning.
+    Left as they are: ops that write into an input, a weight, or memory that is read later through another view
+    (a slice that is assigned to), where the order of writes carries meaning.
     """
     for node in list(graph.nodes):
         functional = _functional_form(node)
         if functional is None:
             continue
         written = node.args[0]
-        if not isinstance(written, fx.Node) or _shares_memory(written):
+        if not isinstance(written, fx.Node) or _is_seen_elsewhere(written, node):
             continue
         node.target = functional
         written.replace_all_uses_with(node, delete_user_cb=lambda user, node=node: user is not node and node < user)
@@ -70,9 +70,18 @@ def _functional_form(node: fx.Node) -> torch._ops.OpOverload | None:
     return overload if overload is not None and not overload._schema.is_mutable else None
 
 
-def _shares_memory(value: fx.Node) -> bool:
-    """True if the value is a view of another one, has views, or belongs to the caller or the model."""
-    return value.op != "call_function" or _is_view(value) or any(_is_view(user) for user in value.users)
+def _is_seen_elsewhere(value: fx.Node, write: fx.Node) -> bool:
+    """True if a write into `value` reaches the caller, the model, or a reader of another view of the same memory."""
+    root = value
+    while _is_view(root):
+        root = root.all_input_nodes[0]
+    if root.op != "call_function":
+        return True
+    family = [root]
+    for member in family:  # grows while it is walked
+        family += [user for user in member.users if _is_view(user) and user not in family]
+    earlier = [member for member in family if member is not value and member < write]
+    return any(user > write for member in earlier for user in member.users)
 
 
 def _is_view(node: fx.Node) -> bool:

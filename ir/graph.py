@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
-from . import shapes
+from . import call_form, shapes
+from .errors import UsageError
 from .ops import op_name
 from .shapes import TensorSpec
 
@@ -20,6 +20,11 @@ TRAINING_ARGUMENT = {
     "feature_dropout": "train",
     "alpha_dropout": "train",
     "feature_alpha_dropout": "train",
+    "rrelu": "training",
+    "lstm": "train",
+    "gru": "train",
+    "rnn_tanh": "train",
+    "rnn_relu": "train",
 }
 
 
@@ -61,7 +66,7 @@ class Graph:
     @property
     def weights(self) -> dict[str, torch.Tensor]:
         """All tensors that the graph reads, by name. Tied names hold the same tensor object."""
-        names = dict.fromkeys(n.target for n in self.nodes if n.op == "get_attr")
+        names = dict.fromkeys(str(n.target) for n in self.nodes if n.op == "get_attr")
         found = {name: attribute(self.module, name) for name in names}
         return {name: t for name, t in found.items() if isinstance(t, torch.Tensor)}
 
@@ -73,7 +78,7 @@ class Graph:
 
     def weight(self, which: fx.Node | str) -> torch.Tensor:
         """The tensor behind a get_attr node or a weight's name."""
-        return attribute(self.module, which.target if isinstance(which, fx.Node) else which)
+        return attribute(self.module, str(which.target) if isinstance(which, fx.Node) else which)
 
     def weight_readers(self, name: str) -> list[fx.Node]:
         """The nodes that use this weight, under this name or a tied one."""
@@ -82,7 +87,8 @@ class Graph:
         return [user for node in reads for user in node.users]
 
     def node(self, name: str) -> fx.Node:
-        return next(n for n in self.nodes if n.name == name)
+        """The node of this name. Raises KeyError where there is none."""
+        return {n.name: n for n in self.nodes}[name]
 
     def calls(self, *names: str) -> list[fx.Node]:
         """The nodes that call one of the named ops, in order."""
@@ -102,10 +108,27 @@ class Graph:
         return tuple(values)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model in PyTorch, called as the original was. Raises UsageError for inputs of a wrong shape."""
-        leaves = [v for v in pytree.tree_leaves((args, kwargs)) if v is not None]
-        shapes.check_inputs("the graph", self.inputs, tuple(leaves))
+        """Run the model in PyTorch, called as the original was.
+
+        Raises UsageError for inputs of a wrong shape or nesting, and for another value of a captured constant.
+        """
+        structure = self.module.graph
+        leaves = call_form.bind("the graph", structure, args, kwargs)
+        given = dict(zip(structure.find_nodes(op="placeholder"), leaves, strict=True))
+        shapes.check_inputs("the graph", self.inputs, tuple(given[n] for n in shapes.input_nodes(structure)))
+        for node, value in given.items():
+            if shapes.is_constant_input(node) and value != node.meta["val"]:
+                what = f"input '{node.name}' is {value!r}"
+                raise UsageError("the graph", what, f"it was captured as {node.meta['val']!r}", "capture it again")
+        args, kwargs = call_form.arrange(structure, leaves)
         return self.module(*args, **kwargs)
+
+    def call_arguments(self, tensors: tuple[Any, ...]) -> tuple[tuple, dict[str, Any]]:
+        """Tensors in the order of `inputs`, as the (args, kwargs) that `graph.module` takes."""
+        remaining = iter(tensors)
+        placeholders = self.module.graph.find_nodes(op="placeholder")
+        leaves = [n.meta["val"] if shapes.is_constant_input(n) else next(remaining) for n in placeholders]
+        return call_form.arrange(self.module.graph, leaves)
 
     def train(self, mode: bool = True) -> "Graph":
         self.module.train(mode)
@@ -120,8 +143,9 @@ class Graph:
         root = {name: _clone(tensor, tensors) for name, tensor in named_tensors(self.module).items()}
         for node in self.nodes:
             if node.op == "get_attr" and node.target not in root:  # submodules of control flow
-                root[node.target] = copy.deepcopy(attribute(self.module, node.target))
-        twin = Graph(build_module(root, _copy_structure(self.module.graph)), self.properties)
+                root[str(node.target)] = copy.deepcopy(attribute(self.module, str(node.target)))
+        transient = transient_buffers(self.module)
+        twin = Graph(build_module(root, _copy_structure(self.module.graph), transient), self.properties)
         twin.module.training = self.module.training
         return twin
 
@@ -133,9 +157,10 @@ class Graph:
             {i: dims.setdefault(s, torch.export.Dim.AUTO) for i, s in enumerate(spec.shape) if isinstance(s, str)}
             for spec in self.inputs
         )
-        args, kwargs = self._call_form(examples)
-        arg_dims, kwarg_dims = self._call_form(dynamic)
-        shape_hints = {**dict(zip(self._argument_names(), arg_dims, strict=False)), **kwarg_dims}
+        args, kwargs = self.call_arguments(examples)
+        arg_dims, kwarg_dims = self.call_arguments(dynamic)
+        names = call_form.argument_names(self.module.graph)
+        shape_hints = {**dict(zip(names, arg_dims, strict=False)), **kwarg_dims}
         return torch.export.export(self.module, args, kwargs, dynamic_shapes=shape_hints or None, strict=False)
 
     def save(self, path: str | os.PathLike) -> None:
@@ -159,14 +184,6 @@ class Graph:
 
     __str__ = text
 
-    def _call_form(self, leaves: tuple[Any, ...]) -> tuple[tuple, dict]:
-        """Flat inputs arranged as the model's own (args, kwargs)."""
-        spec = self.module.graph._codegen.pytree_info.in_spec  # type: ignore[attr-defined]
-        return pytree.tree_unflatten(list(leaves), spec)
-
-    def _argument_names(self) -> list[str]:
-        return list(self.module.graph._codegen.pytree_info.orig_args)  # type: ignore[attr-defined]
-
 
 def attribute(module: torch.nn.Module, name: str) -> Any:
     value: Any = module
@@ -183,15 +200,23 @@ def named_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def build_module(root: dict[str, Any], structure: fx.Graph) -> GraphModule:
-    """A module of our own class from weights by name and a structure. Weights that no node reads are kept too."""
+def transient_buffers(module: torch.nn.Module) -> frozenset[str]:
+    """The names of buffers that a state_dict leaves out."""
+    return frozenset(dict(module.named_buffers(remove_duplicate=False)).keys() - module.state_dict().keys())
+
+
+def build_module(root: dict[str, Any], structure: fx.Graph, transient: frozenset[str] = frozenset()) -> GraphModule:
+    """A module of our own class from weights by name and a structure. Weights that no node reads are kept too.
+
+    transient: the names of buffers that a state_dict leaves out, so that the original's checkpoints load strictly.
+    """
     module = GraphModule(root, structure, class_name="GraphModule")
     for name, value in root.items():
-        set_attribute(module, name, value)
+        set_attribute(module, name, value, persistent=name not in transient)
     return module
 
 
-def set_attribute(module: torch.nn.Module, name: str, value: Any) -> None:
+def set_attribute(module: torch.nn.Module, name: str, value: Any, *, persistent: bool = True) -> None:
     """Put a parameter, buffer or submodule under a dotted name, making the modules on the way."""
     *path, last = name.split(".")
     for part in path:
@@ -203,7 +228,7 @@ def set_attribute(module: torch.nn.Module, name: str, value: Any) -> None:
         setattr(module, last, value)
     else:
         module._parameters.pop(last, None)
-        module.register_buffer(last, value)
+        module.register_buffer(last, value, persistent=persistent)
 
 
 def set_call_argument(node: fx.Node, name: str, value: Any) -> None:
@@ -219,11 +244,8 @@ def set_call_argument(node: fx.Node, name: str, value: Any) -> None:
 def _copy_structure(graph: fx.Graph) -> fx.Graph:
     twin = fx.Graph()
     nodes: dict[fx.Node, fx.Node] = {}
-    output = twin.graph_copy(graph, nodes, return_output_node=True)
-    if output is not None:
-        value, old = output
-        new = twin.output(value)
-        new.meta = copy.copy(old.meta)  # type: ignore[union-attr]
+    value = twin.graph_copy(graph, nodes)
+    twin.output(value).meta = copy.copy(graph.output_node().meta)
     twin._codegen = copy.copy(graph._codegen)  # its pytree description is never changed
     return twin
 

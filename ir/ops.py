@@ -1,6 +1,7 @@
 """Reading one fx node: which op it is, its arguments by name, and the user's source line it came from."""
 
 import operator
+import os
 import re
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+TORCH_FOLDER = os.path.dirname(torch.__file__) + os.sep
 _SOURCE_LINE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
 
@@ -54,10 +56,11 @@ def location(node: fx.Node) -> str:
     """`model.py:41`, the user's own line that made this node, or the node's name where no line is known."""
     if line := node.meta.get("source"):
         return line
-    lines = [m for m in _SOURCE_LINE.finditer(node.meta.get("stack_trace") or "") if "/torch/" not in m["file"]]
+    lines = list(_SOURCE_LINE.finditer(node.meta.get("stack_trace") or ""))
+    lines = [line for line in lines if not line["file"].startswith(TORCH_FOLDER)]
     if not lines:
         return node.name
-    return f"{lines[-1]['file'].rsplit('/', 1)[-1]}:{lines[-1]['line']}"
+    return f"{os.path.basename(lines[-1]['file'])}:{lines[-1]['line']}"
 
 
 def describe(node: fx.Node) -> str:

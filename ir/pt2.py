@@ -1,40 +1,117 @@
-"""Opening a .pt2 archive that someone else wrote, without letting a pickle in it run."""
+"""Opening a .pt2 archive that someone else wrote without running anything that is in it.
 
+torch.export.load trusts its file: tensor subclasses, script objects and example inputs are unpickled, symbolic
+expressions go through sympy's `eval`, call targets are looked up anywhere inside torch, and container descriptions
+import the modules that they name. So only what an ordinary program consists of is handed to it.
+"""
+
+import io
 import json
+import re
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from .errors import UsageError
+from .errors import UsageError, first_line
+
+# Members after the archive's top folder. Example inputs are pickled, and nothing here needs them: they are emptied.
+_PLAIN_MEMBER = re.compile(
+    r"models/\w+\.json|archive_format|archive_version|byteorder|\.data/\w+|\.format_version|\.storage_alignment"
+    r"|data/weights/weight_\d+|data/constants/tensor_\d+|data/(weights|constants)/\w+_config\.json"
+)
+_EXAMPLE_INPUTS = re.compile(r"data/sample_inputs/\w+\.pt")
+_TARGET = re.compile(
+    r"torch\.ops\.(?!import_module|load_library|loaded_libraries|_)\w+\.\w+(\.\w+)?"
+    r"|torch\._?sym_\w+|_operator\.\w+|math\.\w+|#?[\w:]+"
+)
+_EXPRESSION = re.compile(r"[\w\s'+\-*/%(),.<>=&|~!]*")
+_WORD = re.compile(r"[A-Za-z_]\w*")
+_EXPRESSION_WORD = re.compile(
+    r"[suz]\d+|Symbol|Integer|Rational|Float|Add|Mul|Pow|Max|Min|Mod|PythonMod|FloorDiv|CeilDiv|CleanDiv|Where"
+    r"|ModularIndexing|IntTrueDiv|FloatTrueDiv|ToFloat|(Trunc|Floor|Ceil|Round)ToInt|(Strict)?(Less|Greater)Than"
+    r"|Equality|Unequality|Eq|Ne|Lt|Le|Gt|Ge|And|Or|Not|floor|ceiling|int_oo|oo|true|false|True|False"
+    r"|positive|nonnegative|integer|real|precision|evaluate"
+)
 
 
 def load_exported_program(path: Path) -> torch.export.ExportedProgram:
-    """torch.export.load for files that hold no pickled weights or constants.
+    """torch.export.load for files that consist of plain tensors and ops. Example inputs are dropped.
 
-    torch.export writes tensors as raw bytes and marks in its JSON the few entries that are pickled (tensor
-    subclasses, script objects); such a file is refused before anything of it is read. Example inputs are dropped.
-    Raises UsageError for those and for broken archives.
+    Raises UsageError for broken archives and for files with a pickle or a name that could run foreign code.
     """
-    pickled = sorted(_pickled_entries(path))
-    if pickled:
-        what = f"'{path}' holds pickled entries: {', '.join(pickled[:3])}"
-        raise UsageError("capture", what, "loading them could run foreign code", "export the model without them")
     try:
-        return torch.export.load(path)
+        members = _read_members(path)
+        documents = {name: json.loads(data) for name, data in members.items() if name.endswith(".json")}
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+        raise UsageError("capture", f"'{path}' is not a readable .pt2 file: {first_line(error)}") from error
+    for found in (*_foreign_members(members), *_foreign_entries(documents)):
+        raise UsageError("capture", f"'{path}' holds {found}", "loading it could run foreign code", "export it without")
+    try:
+        return torch.export.load(_archive(members))  # pyright: ignore[reportArgumentType]
     except Exception as error:
-        raise UsageError("capture", f"'{path}' is not a readable .pt2 file: {str(error).splitlines()[0]}") from error
+        raise UsageError("capture", f"'{path}' is not a readable .pt2 file: {first_line(error)}") from error
 
 
-def _pickled_entries(path: Path) -> list[str]:
-    found = []
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if not name.endswith("_config.json"):
-                    continue
-                config = json.loads(archive.read(name)).get("config", {})
-                found += [entry for entry, facts in config.items() if facts.get("use_pickle")]
-    except (zipfile.BadZipFile, ValueError, AttributeError) as error:
-        raise UsageError("capture", f"'{path}' is not a readable .pt2 file: {error}") from error
-    return found
+def _read_members(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def _archive(members: dict[str, bytes]) -> io.BytesIO:
+    """The archive anew, so that what torch reads is what was checked."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, b"" if _EXAMPLE_INPUTS.fullmatch(_inner(name)) else data)
+    buffer.seek(0)
+    return buffer
+
+
+def _inner(name: str) -> str:
+    return name.partition("/")[2]
+
+
+def _foreign_members(members: dict[str, bytes]) -> Iterator[str]:
+    for name in members:
+        if not _PLAIN_MEMBER.fullmatch(_inner(name)) and not _EXAMPLE_INPUTS.fullmatch(_inner(name)):
+            yield f"'{name}', which is neither a graph nor a plain tensor"
+
+
+def _foreign_entries(documents: dict[str, Any]) -> Iterator[str]:
+    for name, document in documents.items():
+        for key, value in _entries(document):
+            if key == "use_pickle" and value:
+                yield f"a pickled entry ({name})"
+            elif key == "target" and isinstance(value, str) and not _TARGET.fullmatch(value):
+                yield f"a call of '{value}'"
+            elif key == "expr_str" and not _is_expression(value):
+                yield f"the symbolic expression {value!r}"
+            elif key in ("__enum__", "default_factory_module"):
+                yield f"a container that imports a module ({name})"
+
+
+def _is_expression(text: Any) -> bool:
+    return (
+        isinstance(text, str)
+        and _EXPRESSION.fullmatch(text) is not None
+        and all(_EXPRESSION_WORD.fullmatch(word) for word in _WORD.findall(text))
+    )
+
+
+def _entries(value: Any) -> Iterator[tuple[str, Any]]:
+    """Every key with its value, through lists, and through the JSON texts that torch nests in JSON."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield key, inner
+            yield from _entries(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _entries(inner)

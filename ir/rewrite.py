@@ -12,7 +12,7 @@ from torch import fx
 from . import shapes
 from .capture import has_effect
 from .errors import PassError
-from .graph import Graph, attribute, set_attribute, set_call_argument
+from .graph import Graph, attribute, named_tensors, set_attribute, set_call_argument, transient_buffers
 from .ops import describe
 
 
@@ -72,11 +72,12 @@ def set_weight(graph: Graph, name: str, tensor: torch.Tensor) -> None:
     value = tensor.detach()
     if isinstance(old, torch.nn.Parameter):
         value = torch.nn.Parameter(value, old.requires_grad)
+    transient = transient_buffers(graph.module)
+    for tied in [n for n, tensor in named_tensors(graph.module).items() if tensor is old]:
+        set_attribute(graph.module, tied, value, persistent=tied not in transient)
     for node in graph.module.graph.find_nodes(op="get_attr"):
-        if attribute(graph.module, node.target) is old:
-            set_attribute(graph.module, node.target, value)
+        if attribute(graph.module, node.target) is value:
             node.meta["val"] = shapes.fake_like(node, value)
-    set_attribute(graph.module, name, value)
 
 
 def add_weight(graph: Graph, name: str, tensor: torch.Tensor, *, before: fx.Node) -> fx.Node:
@@ -91,7 +92,7 @@ def add_weight(graph: Graph, name: str, tensor: torch.Tensor, *, before: fx.Node
     set_attribute(graph.module, free, tensor)
     with graph.module.graph.inserting_before(before):
         node = graph.module.graph.create_node("get_attr", free)
-    example = next(n for n in graph.nodes if n.op in ("placeholder", "get_attr") and n is not node)
+    example = next(n for n in graph.nodes if n is not node and isinstance(n.meta.get("val"), torch.Tensor))
     node.meta["val"] = shapes.fake_like(example, tensor)
     return node
 
@@ -105,6 +106,7 @@ def finish(graph: Graph) -> None:
         for table in (module._parameters, module._buffers):
             for name in [n for n, t in table.items() if t is not None and id(t) not in used]:
                 del table[name]
+                module._non_persistent_buffers_set.discard(name)
     structure.lint()
     shapes.propagate(graph.module)
     graph.module.recompile()

@@ -1,20 +1,24 @@
 """Shapes: what a graph takes and gives, and shape inference on fake tensors with a symbolic batch."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
+from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from .errors import UsageError, VerifyError
+from . import meta_kernels  # noqa: F401  registers what shape inference needs
+from .errors import UsageError, VerifyError, first_line
 from .ops import describe
 
 # A symbol stands for its example value while rules look at a graph; distinct values keep symbols apart, because
-# the shape environment gives dims of equal example value one symbol.
-EXAMPLE_EXTENTS = (2, 3, 5, 7, 11, 13)
+# the shape environment gives dims of equal example value one symbol. After the batch come multiples of 32, as models
+# that halve their maps again and again want them.
+EXAMPLE_EXTENTS = (2, 64, 96, 160, 192, 224)
 
 
 @dataclass(frozen=True)
@@ -91,9 +95,19 @@ def tensor_spec(name: str, value: torch.Tensor, names: dict[Any, str]) -> Tensor
     return TensorSpec(name, value.dtype, tuple(extent_text(s, names) for s in value.shape))
 
 
+def is_constant_input(node: fx.Node) -> bool:
+    """True for an input that capture fixed to a plain value: a number, a flag, None."""
+    return node.op == "placeholder" and "val" in node.meta and not isinstance(node.meta["val"], torch.Tensor)
+
+
+def input_nodes(graph: fx.Graph) -> list[fx.Node]:
+    """The placeholders that take tensors."""
+    return [n for n in graph.find_nodes(op="placeholder") if not is_constant_input(n)]
+
+
 def input_specs(graph: fx.Graph) -> list[TensorSpec]:
     names = symbol_names(graph)
-    return [tensor_spec(n.name, n.meta["val"], names) for n in graph.find_nodes(op="placeholder")]
+    return [tensor_spec(n.name, n.meta["val"], names) for n in input_nodes(graph)]
 
 
 def output_specs(graph: fx.Graph) -> list[TensorSpec]:
@@ -108,14 +122,15 @@ def propagate(module: fx.GraphModule, specs: list[TensorSpec] | None = None) -> 
     specs: the inputs' shapes; those recorded on the placeholders when not given.
     Raises VerifyError naming the node whose op rejects its inputs.
     """
-    specs = specs or input_specs(module.graph)
+    specs = input_specs(module.graph) if specs is None else specs
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=False)
     inputs = iter(_fake_inputs(mode, specs))
     weights: dict[int, torch.Tensor] = {}
     with mode:
         for node in module.graph.nodes:
             if node.op == "placeholder":
-                node.meta["val"] = next(inputs)
+                if not is_constant_input(node):
+                    node.meta["val"] = next(inputs)
             elif node.op == "get_attr":
                 node.meta["val"] = _fake_weight(mode, module, node.target, weights)
             elif node.op == "call_function":
@@ -123,15 +138,16 @@ def propagate(module: fx.GraphModule, specs: list[TensorSpec] | None = None) -> 
             node.meta.pop("tensor_meta", None)  # it would be stale, and nothing here reads it
 
 
-def infer(node: fx.Node) -> Any:
-    """The value that a call yields on the fake values of its arguments."""
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+def infer(node: fx.Node, values: dict[fx.Node, Any] | None = None) -> Any:
+    """The value that a call yields on fake values of its arguments: those in `values`, else the recorded ones."""
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"] if values is None else values[n])
+    mode = detect_fake_mode((args, kwargs))  # ops that make tensors inside (fake-quant) must make fake ones
     try:
         # The Python dispatcher keeps symbols where C++ composite ops (adaptive pooling) would fix them to the example.
-        with torch.no_grad(), enable_python_dispatcher():
+        with torch.no_grad(), enable_python_dispatcher(), mode or nullcontext():
             return node.target(*args, **kwargs)  # type: ignore[operator]
     except Exception as error:
-        raise VerifyError(describe(node), f"its inputs do not fit: {str(error).splitlines()[0]}") from error
+        raise VerifyError(describe(node), f"its inputs do not fit: {first_line(error)}") from error
 
 
 def fake_like(node: fx.Node, tensor: torch.Tensor) -> torch.Tensor:
@@ -169,7 +185,7 @@ def _fake_inputs(mode: FakeTensorMode, specs: list[TensorSpec]) -> list[torch.Te
     symbols = list(dict.fromkeys(s for spec in specs for s in spec.shape if isinstance(s, str)))
     if len(symbols) > len(EXAMPLE_EXTENTS):
         raise UsageError("shapes", f"{len(symbols)} symbolic extents", f"at most {len(EXAMPLE_EXTENTS)} are supported")
-    examples = dict(zip(symbols, EXAMPLE_EXTENTS, strict=False))
+    examples: dict[str, int] = dict(zip(symbols, EXAMPLE_EXTENTS, strict=False))
     fakes = []
     for spec in specs:
         dims = [DimDynamic.DYNAMIC if isinstance(s, str) else DimDynamic.STATIC for s in spec.shape]

@@ -1,0 +1,55 @@
+"""What a backend makes of a graph: something that runs, can be saved as a bundle, and says what it is."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .bundle import golden_members
+
+Golden = tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]
+
+# How far a golden output may be from PyTorch's: summation order for floats. A fake-quantized model computed in
+# another order rounds some values to the neighbouring step, and every later layer sees that.
+FLOAT_TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
+QUANTIZED_STEPS = 8
+
+
+class Artifact(ABC):
+    """A built model.
+
+    layers  one row per kernel call: node, kernel, instruction
+    others  ops left to TVM's own code generation, with counts
+    eager   calls that stay in PyTorch: (op, source line)
+    facts   sizes in bytes, compilers: plain values for the report
+    """
+
+    layers: tuple[dict[str, str], ...] = ()
+    others: dict[str, int] = {}
+    eager: tuple[tuple[str, str], ...] = ()
+    facts: dict[str, Any] = {}
+
+    @abstractmethod
+    def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The outputs for inputs that were checked."""
+
+    @abstractmethod
+    def save(self, path: str | os.PathLike, report: dict[str, Any], golden: Golden) -> Path:
+        """Write a bundle. `report` is stored in its manifest; `golden` is a pair that PyTorch computed."""
+
+
+def tolerance(report: dict[str, Any], outputs: Sequence[torch.Tensor]) -> dict[str, float]:
+    """How far a device's golden outputs may be from PyTorch's, as rtol and atol."""
+    if not report["fake_quantized"]:
+        return FLOAT_TOLERANCE
+    largest = max((float(t.abs().max()) for t in outputs if t.dtype.is_floating_point), default=1.0)
+    return {"rtol": FLOAT_TOLERANCE["rtol"], "atol": QUANTIZED_STEPS * largest / 255}
+
+
+def golden_pair(golden: Golden) -> dict[str, bytes]:
+    """The golden input and output as members of a bundle."""
+    inputs, outputs = golden
+    return golden_members([t.numpy() for t in inputs], [t.numpy() for t in outputs])

@@ -1,0 +1,41 @@
+"""From a graph to code for a target: one builder per kind of code."""
+
+from collections.abc import Callable
+
+from ..ir.graph import Graph
+from .artifact import Artifact
+from .target import Target
+
+
+def build(graph: Graph, target: Target, recipe: str) -> Artifact:
+    """Compile a graph for a target. `recipe` is the pipeline's text, stored in bundles.
+
+    Raises BuildError naming the ops (and source lines) that the target cannot take.
+    """
+    return _BUILDERS[target.kind, target.code](graph, target, recipe)
+
+
+# The builders are imported when they are needed, so that a graph can be worked on without loading TVM.
+def _host_module(graph: Graph, target: Target, recipe: str) -> Artifact:
+    from .host import build_host
+
+    return build_host(graph, target, recipe)
+
+
+def _c_program(graph: Graph, target: Target, recipe: str) -> Artifact:
+    from .board import build_board
+
+    return build_board(graph, target, recipe)
+
+
+def _cuda_module(graph: Graph, target: Target, recipe: str) -> Artifact:
+    from .gpu import build_gpu
+
+    return build_gpu(graph, target, recipe)
+
+
+_BUILDERS: dict[tuple[str, str], Callable[[Graph, Target, str], Artifact]] = {
+    ("cpu", "tvm"): _host_module,
+    ("cpu", "c"): _c_program,
+    ("cuda", "tvm"): _cuda_module,
+}

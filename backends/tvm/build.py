@@ -1,0 +1,110 @@
+"""Relax -> machine code: the passes in order, and a compiled model that takes and gives torch tensors."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import tvm
+from tvm import relax
+
+from ...ir.errors import BuildError
+from ...ir.files import write_aside
+from ..target import Target
+from .linker import link_shared
+from .relax import RelaxModel
+
+_transform = relax.transform
+
+
+def tvm_target(target: Target) -> tvm.target.Target:
+    """TVM's description of a CPU row."""
+    facts: dict = {"kind": "llvm", "mtriple": target.triple, "mcpu": target.cpu, "num-cores": target.cores}
+    if target.llvm_features:
+        facts["mattr"] = list(target.llvm_features)
+    return tvm.target.Target(facts)
+
+
+def relax_passes() -> tvm.transform.Sequential:
+    """From ops and kernel calls to one flat function of destination-style calls with planned memory."""
+    return tvm.transform.Sequential(
+        [
+            _transform.LegalizeOps(),
+            _transform.AnnotateTIROpPattern(),
+            _transform.FoldConstant(),
+            _transform.FuseOps(),
+            _transform.FuseTIR(),
+            _transform.RewriteDataflowReshape(),
+            _transform.ToNonDataflow(),
+            _transform.RemovePurityChecking(),
+            _transform.CallTIRRewrite(),
+            _transform.StaticPlanBlockMemory(),
+            _transform.LowerAllocTensor(),
+            _transform.KillAfterLastUse(),
+            _transform.LowerRuntimeBuiltin(),
+            _transform.ComputePrimValue(),
+            _transform.VMShapeLower(),
+            _transform.AttachGlobalSymbol(),
+        ]
+    )
+
+
+def lower(model: RelaxModel, target: Target) -> tvm.IRModule:
+    """The flat form that the C backend reads."""
+    with tvm_target(target):
+        return relax_passes()(model.module)
+
+
+class CompiledModel:
+    """A model compiled for this process by TVM. Called with torch tensors, gives a list of torch tensors."""
+
+    def __init__(self, executable: tvm.runtime.Executable):
+        self.executable = executable
+        self._machine = relax.VirtualMachine(executable, tvm.cpu())
+        self._main = self._machine["main"]
+
+    def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        """Inputs are read in place (no copy) when they are contiguous."""
+        results = self._main(*(tensor.detach().contiguous() for tensor in inputs))
+        return [torch.from_dlpack(r) for r in _flat(results)]
+
+    def assembly(self) -> str:
+        """The assembly text of all kernels."""
+        return "\n".join(m.inspect_source("asm") for m in _native_modules(self.executable.mod))
+
+
+def compile_model(model: RelaxModel, target: Target) -> CompiledModel:
+    """Compile for a CPU that this process runs on. Raises BuildError when TVM fails."""
+    machine = tvm_target(target)
+    try:
+        return CompiledModel(tvm.compile(model.module, target=machine, relax_pipeline=relax_passes()))
+    except Exception as error:
+        raise BuildError(target.name, f"TVM failed: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+
+
+def save_library(model: CompiledModel, path: str | os.PathLike, target: Target) -> Path:
+    """Write the compiled model as a shared library for the TVM runtime."""
+    with write_aside(path) as draft:
+        model.executable.export_library(
+            str(draft), fcompile=lambda library, objects, **_: link_shared(library, objects, target.triple)
+        )
+    return Path(path)
+
+
+def load_library(path: str | os.PathLike) -> CompiledModel:
+    """Read a library that `save_library` wrote. It is native code: check where it comes from first."""
+    return CompiledModel(tvm.runtime.load_module(str(path)))
+
+
+def set_threads(count: int) -> None:
+    """How many threads TVM's pool may use in this process."""
+    tvm.get_global_func("runtime.config_threadpool")(1, count)
+
+
+def _flat(results: object) -> Sequence:
+    return [results] if isinstance(results, tvm.runtime.Tensor) else list(results)  # type: ignore[call-overload]
+
+
+def _native_modules(module: tvm.runtime.Module) -> list[tvm.runtime.Module]:
+    found = [module] if module.kind == "llvm" else []
+    return found + [inner for child in module.imports for inner in _native_modules(child)]

@@ -1,0 +1,64 @@
+"""GPU schedules: TVM's default rules (dlight), and one of ours where theirs is poor."""
+
+import math
+
+import tvm
+from tvm.s_tir import Schedule, dlight
+from tvm.s_tir.dlight.analysis import SBlockInfo, normalize_prim_func
+from tvm.s_tir.dlight.base import try_inline
+from tvm.s_tir.dlight.gpu.base import GPUScheduleRule
+
+WARP = 32
+THREADS_PER_BLOCK = 256
+
+
+class ThreadPerOutput(GPUScheduleRule):
+    """One thread for each output: elementwise kernels, and one reduction no longer than a warp with what follows it.
+
+    Such reductions are depthwise convolutions and pooling windows. dlight splits a reduction between threads whatever its
+    length: a 3 x 3 window gets 8 threads of a warp's 32, and they exchange 9 numbers. Its fallback keeps the window in
+    one thread but runs what follows as a second kernel. 256 threads a block (not all 1024 that the device takes)
+    leave a small feature map enough blocks for every multiprocessor.
+    """
+
+    def apply(self, func, target, _tunable):
+        if not self.is_target_available(target):
+            return None
+        schedule = Schedule(func)
+        blocks = normalize_prim_func(schedule)
+        if blocks is None or not _is_short([block for block in blocks if block.is_reduction()]):
+            return None
+        main, *after = try_inline(schedule, blocks)
+        if len(after) > 1 or (after and not main.is_reduction()):
+            return None
+        loops = list(zip(schedule.get_loops(main.block_rv), main.dom_kind(), strict=True))
+        outputs = [loop for loop, kind in loops if kind == "S"]
+        steps = [loop for loop, kind in loops if kind == "R"]
+        if not outputs or len(outputs) + len(steps) != len(loops):
+            return None
+        schedule.reorder(*outputs, *steps)
+        block, thread = schedule.split(schedule.fuse(*outputs), factors=[None, THREADS_PER_BLOCK])
+        schedule.bind(block, "blockIdx.x")
+        schedule.bind(thread, "threadIdx.x")
+        for epilogue in after:
+            schedule.reverse_compute_at(epilogue.block_rv, thread)
+            schedule.set_scope(main.block_rv, 0, "local")
+        if steps:
+            schedule.decompose_reduction(main.block_rv, steps[0])
+        return schedule
+
+
+def _is_short(reductions: list[SBlockInfo]) -> bool:
+    """Whether there is at most one reduction and a warp would not have a step of it for each of its threads."""
+    if len(reductions) > 1:
+        return False
+    extents = [axis.dom for block in reductions for axis in block.iters if axis.kind == "R"]
+    return all(isinstance(extent, int) for extent in extents) and math.prod(extents) <= WARP
+
+
+def schedule_rules() -> tvm.transform.Pass:
+    """The pass that gives every kernel its threads: the first rule that fits a kernel schedules it."""
+    gpu = dlight.gpu
+    return dlight.ApplyDefaultSchedule(
+        gpu.Matmul(), ThreadPerOutput(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback()
+    )

@@ -1,0 +1,155 @@
+"""Ops that work on packed activations, so that a CNN stays packed from its first conv to its classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+from tvm import relax
+
+from ...ir.ops import arguments, op_name
+from .fuse import activation, pair
+from .kernels import Binary, GlobalMean, Pool, Unary, Window
+from .tvm_ops import CONVERTERS
+
+if TYPE_CHECKING:
+    from .relax import Emitter
+
+
+def emit(emitter: Emitter, node: fx.Node) -> bool:
+    """Emit the call on packed values if there is a way; False leaves it to TVM on plain values."""
+    rule = _RULES.get(op_name(node))
+    value = node.meta.get("val")
+    if rule is None or not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
+        return False
+    return rule(emitter, node)
+
+
+def _extents(emitter: Emitter, node: fx.Node) -> tuple[int | None, int, int, int] | None:
+    """(batch, height, width, channels) of a 4-d float value with a fixed image size, None for others."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor) or value.ndim != 4 or value.dtype != torch.float32:
+        return None
+    if any(isinstance(s, torch.SymInt) for s in value.shape[1:]):
+        return None
+    _, channels, height, width = map(int, (0, *value.shape[1:]))
+    return emitter.batch(node), height, width, channels
+
+
+def _keep(emitter: Emitter, node: fx.Node, spec: Any, sources: list[fx.Node]) -> bool:
+    inputs = [emitter.values.packed(source) for source in sources]
+    emitter.values.set_packed(node, emitter.kernel(node, spec, inputs, []))
+    return True
+
+
+def _pool(emitter: Emitter, node: fx.Node) -> bool:
+    call = arguments(node)
+    source = call.self
+    extents = _extents(emitter, source)
+    if extents is None or call.ceil_mode or getattr(call, "divisor_override", None) is not None:
+        return False
+    kernel = pair(call.kernel_size)
+    vertical, horizontal = pair(call.padding)
+    shape = Window(
+        kernel=kernel,
+        stride=pair(call.stride) if call.stride else kernel,
+        padding=(vertical, vertical, horizontal, horizontal),
+        dilation=pair(getattr(call, "dilation", 1)),
+    )
+    mode = "max" if op_name(node) == "max_pool2d" else "mean"
+    spec = Pool(*extents, shape, mode, count_padding=getattr(call, "count_include_pad", True))
+    return _keep(emitter, node, spec, [source])
+
+
+def _global_mean(emitter: Emitter, node: fx.Node) -> bool:
+    """adaptive_avg_pool2d to one pixel, and mean over height and width."""
+    call = arguments(node)
+    source = call.self
+    extents = _extents(emitter, source)
+    if extents is None or not emitter.values.is_packed(source):
+        return False
+    if op_name(node) == "mean":
+        if call.dim is None or sorted(d % 4 for d in call.dim) != [2, 3]:
+            return False
+        if not call.keepdim:
+            return _flat_mean(emitter, node, source, GlobalMean(*extents))
+    elif list(call.output_size) != [1, 1]:
+        return False
+    return _keep(emitter, node, GlobalMean(*extents), [source])
+
+
+def _flat_mean(emitter: Emitter, node: fx.Node, source: fx.Node, spec: GlobalMean) -> bool:
+    """[N, C]: the packed mean without its padding lanes and its two extents of 1."""
+    mean = emitter.kernel(node, spec, [emitter.values.packed(source)], [])
+    real = relax.op.strided_slice(mean, axes=[3], begin=[0], end=[spec.channels])
+    emitter.values[node] = emitter.builder.emit(relax.op.squeeze(emitter.builder.emit(real), [1, 2]))
+    return True
+
+
+def _binary(emitter: Emitter, node: fx.Node) -> bool:
+    """add and mul of two tensors of one shape, or of a tensor and its per-channel factors [N, C, 1, 1]."""
+    left, right = node.args[:2]
+    if not (isinstance(left, fx.Node) and isinstance(right, fx.Node)) or getattr(arguments(node), "alpha", 1) != 1:
+        return False
+    if not (emitter.values.is_packed(left) or emitter.values.is_packed(right)):
+        return False
+    extents = [_extents(emitter, n) for n in (left, right)]
+    whole = _extents(emitter, node)
+    if whole is None or any(e is None or n.op == "get_attr" for e, n in zip(extents, (left, right), strict=True)):
+        return False
+    if extents[0] != whole:
+        left, right, extents = right, left, extents[::-1]
+    per_channel = extents[1] == (whole[0], 1, 1, whole[3])
+    if extents[0] != whole or (extents[1] != whole and not per_channel):
+        return False
+    spec = Binary(*whole, op_name(node), per_channel=per_channel and extents[1] != whole)
+    return _keep(emitter, node, spec, [left, right])
+
+
+def _unary(emitter: Emitter, node: fx.Node) -> bool:
+    source = node.args[0]
+    epilogue = activation(node)
+    extents = _extents(emitter, node)
+    if epilogue is None or extents is None or not emitter.values.is_packed(source):
+        return False
+    assert isinstance(source, fx.Node)
+    return _keep(emitter, node, Unary(*extents, epilogue), [source])
+
+
+def _elementwise(emitter: Emitter, node: fx.Node) -> bool:
+    """A converter that looks at each element alone works on the packed tensor as it is."""
+    source = node.args[0]
+    if not emitter.values.is_packed(source) or _extents(emitter, node) is None:
+        return False
+    emitter.values.set_packed(node, CONVERTERS[op_name(node)](emitter, node, emitter.values.packed))
+    return True
+
+
+def _cat(emitter: Emitter, node: fx.Node) -> bool:
+    """Along channels, where every part fills its lanes."""
+    call = arguments(node)
+    parts = [_extents(emitter, n) for n in call.tensors]
+    if call.dim % 4 != 1 or any(p is None or p[3] % emitter.target.lanes for p in parts):
+        return False
+    if not any(emitter.values.is_packed(n) for n in call.tensors):
+        return False
+    joined = relax.op.concat([emitter.values.packed(n) for n in call.tensors], axis=3)
+    emitter.values.set_packed(node, emitter.builder.emit(joined, node.name))
+    return True
+
+
+_RULES: dict[str, Callable[[Emitter, fx.Node], bool]] = {
+    "max_pool2d": _pool,
+    "avg_pool2d": _pool,
+    "adaptive_avg_pool2d": _global_mean,
+    "mean": _global_mean,
+    "add": _binary,
+    "mul": _binary,
+    "cat": _cat,
+    **dict.fromkeys(
+        ("relu", "relu6", "hardtanh", "clamp", "hardswish", "hardsigmoid", "sigmoid", "silu", "gelu", "tanh"), _unary
+    ),
+    **dict.fromkeys(CONVERTERS, _elementwise),
+}

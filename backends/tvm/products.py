@@ -1,0 +1,93 @@
+"""Emitting a fused product: conv or linear, or an expanding conv with its depthwise conv, as one kernel call."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import fx
+from tvm import relax
+
+from ...ir.ops import arguments, op_name
+from .fuse import Pair, Product, is_depthwise, is_pointwise, window
+from .kernels import Dense, Depthwise, DirectConv, ExpandDepthwise, Pointwise
+
+if TYPE_CHECKING:
+    from .relax import Emitter
+
+
+def emit(emitter: Emitter, kernel: Product | Pair) -> None:
+    """Emit the kernel and record its value under its result node."""
+    if isinstance(kernel, Pair):
+        _emit_pair(emitter, kernel)
+    elif op_name(kernel.node) == "linear":
+        _emit_linear(emitter, kernel)
+    else:
+        _emit_conv(emitter, kernel)
+
+
+def _emit_conv(emitter: Emitter, product: Product) -> None:
+    source, call = product.source, arguments(product.node)
+    batch, channels, height, width = _nchw(emitter, source)
+    out_channels = int(call.weight.meta["val"].shape[0])
+    shape, epilogue = window(product.node), product.epilogue
+    inputs = [] if product.residual is None else [emitter.values.packed(product.residual)]
+    spec: Any
+    if is_depthwise(product.node):
+        spec = Depthwise(batch, height, width, channels, shape, epilogue)
+    elif is_pointwise(product.node) and shape.stride == (1, 1):
+        spec = Pointwise(batch, height, width, channels, out_channels, epilogue)
+    else:
+        # An image of few channels is read in place; packing it would multiply its size.
+        image = not emitter.values.is_packed(source) and channels < emitter.target.lanes
+        spec = DirectConv(batch, height, width, channels, out_channels, shape, call.groups, image, epilogue)
+    reads_plain = isinstance(spec, DirectConv) and spec.image
+    first = emitter.values[source] if reads_plain else emitter.values.packed(source)
+    value = emitter.product_kernel(product.result, spec, [first, *inputs], _weights(emitter, product.node))
+    emitter.values.set_packed(product.result, value)
+
+
+def _emit_pair(emitter: Emitter, pair: Pair) -> None:
+    batch, in_channels, height, width = _nchw(emitter, pair.source)
+    channels = int(arguments(pair.expand.node).weight.meta["val"].shape[0])
+    spec = ExpandDepthwise(
+        batch, height, width, in_channels, channels, window(pair.depthwise.node),
+        expand=pair.expand.epilogue, epilogue=pair.depthwise.epilogue,
+    )  # fmt: skip
+    weights = _weights(emitter, pair.expand.node) + _weights(emitter, pair.depthwise.node)
+    value = emitter.product_kernel(pair.result, spec, [emitter.values.packed(pair.source)], weights)
+    emitter.values.set_packed(pair.result, value)
+
+
+def _emit_linear(emitter: Emitter, product: Product) -> None:
+    """Rows are all leading dims in one."""
+    result = product.result.meta["val"].shape
+    weight, bias = _weights(emitter, product.node)
+    assert weight is not None
+    out_features, in_features = weight.shape
+    first = emitter.values[product.source]
+    residual = [] if product.residual is None else [emitter.values[product.residual]]
+    if len(result) != 2:
+        rows = math.prod(int(s) for s in result[:-1])
+        first = _reshape(emitter, first, [rows, in_features])
+        residual = [_reshape(emitter, r, [rows, out_features]) for r in residual]
+    else:
+        rows = emitter.batch(product.node)
+    spec = Dense(rows, in_features, out_features, product.epilogue)
+    value = emitter.product_kernel(product.result, spec, [first, *residual], [weight, bias])
+    emitter.values[product.result] = value if len(result) == 2 else _reshape(emitter, value, [int(s) for s in result])
+
+
+def _reshape(emitter: Emitter, value: relax.Expr, shape: list[int]) -> relax.Expr:
+    return emitter.builder.emit(relax.op.reshape(value, shape))
+
+
+def _weights(emitter: Emitter, node: fx.Node) -> list[np.ndarray | None]:
+    call = arguments(node)
+    return [emitter.array(call.weight), emitter.array(call.bias)]
+
+
+def _nchw(emitter: Emitter, node: fx.Node) -> tuple[int | None, int, int, int]:
+    _, channels, height, width = node.meta["val"].shape
+    return emitter.batch(node), int(channels), int(height), int(width)

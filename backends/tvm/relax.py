@@ -1,0 +1,205 @@
+"""Graph -> one Relax function: kernels of our own as `call_tir`, every other op through TVM's torch importer."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import tvm
+from torch import fx
+from tvm import relax
+from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
+
+from ...ir.errors import BuildError
+from ...ir.graph import Graph
+from ...ir.ops import describe, op_name
+from ..target import Target
+from . import packed_ops, products
+from .arithmetic import fp32
+from .fuse import Plan, plan
+from .inference import freeze
+from .kernels import describe as describe_kernel
+from .kernels import pack, prim_func, signature
+from .kernels.shapes import ToPacked, ToPlain
+from .tvm_ops import CONVERTERS
+from .values import Values
+
+# TVM's pattern kind "opaque": its fusion leaves our kernels alone.
+_OPAQUE = 8
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One kernel call for the report: the node it computes, the kernel's symbol, family and tile."""
+
+    node: str
+    symbol: str
+    kernel: str
+
+
+@dataclass(frozen=True)
+class RelaxModel:
+    """A model as Relax. `layers` are the calls of our own kernels in order; `others` counts ops left to TVM."""
+
+    module: tvm.IRModule
+    layers: tuple[Layer, ...]
+    others: dict[str, int] = field(default_factory=dict)
+
+    def layers_by_symbol(self) -> dict[str, list[str]]:
+        """Kernel symbol -> the layers it computes, in call order."""
+        table: dict[str, list[str]] = {}
+        for layer in self.layers:
+            table.setdefault(layer.symbol, []).append(layer.node)
+        return table
+
+
+def to_relax(graph: Graph, target: Target) -> RelaxModel:
+    """Emit a frozen or trainable graph for a CPU target. A symbolic batch stays symbolic.
+
+    Raises BuildError listing every op (with its source line) that neither we nor TVM can take.
+    """
+    frozen = freeze(graph)
+    if missing := unsupported(frozen):
+        listed = "; ".join(describe(node) for node in missing[:8])
+        raise BuildError(target.name, f"{len(missing)} calls have no TVM form: {listed}", "leave them in PyTorch")
+    return Emitter(frozen, target).emit()
+
+
+def unsupported(graph: Graph, *, own_kernels: bool = True) -> list[fx.Node]:
+    """The calls that TVM's importer (and, with `own_kernels`, our converters) cannot take."""
+    known = ExportedProgramImporter().convert_map
+    ours = CONVERTERS if own_kernels else {}
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    return [node for node in calls if importer_key(node) not in known and op_name(node) not in ours]
+
+
+def importer_key(node: fx.Node) -> str:
+    """The name under which TVM's importer knows an op: `conv2d.default`."""
+    return getattr(node.target, "__name__", str(node.target))
+
+
+class Emitter:
+    """One emission: the block builder, the values so far, and the kernels that were made."""
+
+    def __init__(self, graph: Graph, target: Target):
+        self.graph, self.target = graph, target
+        # Half of the second-level cache for activations leaves the other half to weights.
+        cache = target.l2_kib * 1024 // 2
+        self.arithmetic = fp32(target.triple, target.lanes, target.registers, target.cores, cache)
+        self.plan: Plan = plan(graph)
+        self.importer = ExportedProgramImporter()
+        self.builder = self.importer.block_builder = relax.BlockBuilder()
+        self.values = self.importer.env = Values(self._plain_from_packed, self._packed_from_plain)
+        self.kernels: dict[Any, relax.GlobalVar] = {}
+        self.layers: list[Layer] = []
+        self.others: Counter[str] = Counter()
+        self.constants: dict[int, relax.Expr] = {}
+        self.extents: dict[str, tvm.tirx.Var] = {}
+
+    def emit(self) -> RelaxModel:
+        inputs = self._inputs()
+        with self.builder.function("main", params=list(inputs.values())):
+            self.values.update(inputs)
+            with self.builder.dataflow():
+                for node in self.graph.nodes:
+                    if node.op == "get_attr":
+                        self.values[node] = self._weight(node)
+                    elif node.op == "call_function" and node not in self.plan.absorbed:
+                        self._call(node)
+                result = self.builder.emit_output(self._result())
+            self.builder.emit_func_output(result)
+        module = relax.transform.DeadCodeElimination()(self.builder.get())
+        return RelaxModel(module, tuple(self.layers), dict(self.others))
+
+    def kernel(self, node: fx.Node, spec: Any, inputs: list[relax.Expr], weights: list[np.ndarray]) -> relax.Expr:
+        """Emit one call of our own kernel. Equal specs share one PrimFunc."""
+        if spec not in self.kernels:
+            function = prim_func(spec, self.arithmetic).with_attr("op_pattern", _OPAQUE)
+            name = f"{type(spec).__name__.lower()}_{len(self.kernels)}"
+            self.kernels[spec] = self.builder.add_func(function.with_attr("global_symbol", name), name)
+        symbol = self.kernels[spec]
+        shape = signature(spec, self.arithmetic).output
+        batch = inputs[0].ty.shape[0] if shape[0] is None else shape[0]
+        kind = relax.TensorType([batch, *shape[1:]], "float32")
+        activations, rest = inputs[:1], inputs[1:]
+        call = relax.call_tir(symbol, [*activations, *map(self.constant, weights), *rest], kind)
+        self.layers.append(Layer(node.name, symbol.name_hint, describe_kernel(spec, self.arithmetic)))
+        return self.builder.emit(call, node.name)
+
+    def product_kernel(self, node: fx.Node, spec: Any, inputs: list[relax.Expr], tensors: list[Any]) -> relax.Expr:
+        """A kernel with weights, which are packed for it."""
+        return self.kernel(node, spec, inputs, pack(spec, self.arithmetic, *tensors))
+
+    def array(self, node: fx.Node | None) -> np.ndarray | None:
+        """The numbers of a weight node, None for an absent bias."""
+        return None if node is None else self.graph.weight(node).detach().numpy()
+
+    def constant(self, array: np.ndarray) -> relax.Expr:
+        return relax.const(np.ascontiguousarray(array))
+
+    def batch(self, node: fx.Node) -> int | None:
+        """The leading extent of a node's value, None when it is symbolic."""
+        extent = node.meta["val"].shape[0]
+        return None if isinstance(extent, torch.SymInt) else int(extent)
+
+    def _call(self, node: fx.Node) -> None:
+        if node in self.plan.kernels:
+            products.emit(self, self.plan.kernels[node])
+        elif not packed_ops.emit(self, node):
+            self.others[op_name(node)] += 1
+            self.values[node] = self.convert(node)
+
+    def convert(self, node: fx.Node) -> Any:
+        """The node by its converter, on plain values."""
+        if op_name(node) in CONVERTERS:
+            return CONVERTERS[op_name(node)](self, node, self.values.__getitem__)
+        try:
+            return self.importer.convert_map[importer_key(node)](node)
+        except Exception as error:
+            raise BuildError(describe(node), f"TVM cannot convert it: {error}", "leave it in PyTorch") from error
+
+    def _inputs(self) -> dict[fx.Node, relax.Var]:
+        made = {}
+        for node, spec in zip(self.graph.module.graph.find_nodes(op="placeholder"), self.graph.inputs, strict=True):
+            shape = [self._extent(s) for s in spec.shape]
+            made[node] = relax.Var(spec.name, relax.TensorType(shape, str(spec.dtype).removeprefix("torch.")))
+        return made
+
+    def _extent(self, extent: int | str) -> Any:
+        if isinstance(extent, int):
+            return extent
+        if not extent.isidentifier():
+            raise BuildError(self.target.name, f"an input has the extent {extent}", "fix the batch before building")
+        return self.extents.setdefault(extent, tvm.tirx.Var(extent, "int64"))
+
+    def _weight(self, node: fx.Node) -> relax.Expr:
+        tensor = self.graph.weight(node)
+        if id(tensor) not in self.constants:
+            self.constants[id(tensor)] = relax.const(tensor.detach().contiguous().numpy())
+        return self.constants[id(tensor)]
+
+    def _result(self) -> relax.Expr:
+        (output,) = self.graph.module.graph.find_nodes(op="output")
+        values = [self.values[node] for node in _leaves(output.args[0])]
+        return values[0] if len(values) == 1 else relax.Tuple(values)
+
+    def _plain_from_packed(self, node: fx.Node, value: relax.Expr) -> relax.Expr:
+        _, channels, height, width = node.meta["val"].shape
+        return self.kernel(node, ToPlain(self.batch(node), int(height), int(width), int(channels)), [value], [])
+
+    def _packed_from_plain(self, node: fx.Node, value: relax.Expr) -> relax.Expr:
+        _, channels, height, width = node.meta["val"].shape
+        return self.kernel(node, ToPacked(self.batch(node), int(height), int(width), int(channels)), [value], [])
+
+
+def _leaves(value: Any) -> Iterator[fx.Node]:
+    if isinstance(value, fx.Node):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _leaves(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _leaves(inner)

@@ -1,0 +1,146 @@
+"""compile(): capture -> pipeline -> build, and the result that is called like the model."""
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from .backends.build import Artifact, build
+from .backends.target import Target
+from .ir.capture import Source, capture
+from .ir.cost import cost
+from .ir.errors import UsageError
+from .ir.graph import Graph
+from .ir.shapes import check_inputs
+from .ir.specialize import fix_batch
+from .passes.base import Context, Fuel, Pass, no_progress
+from .passes.pipeline import Pipeline
+from .report import PassReport, Report, cost_row, quantized_layers
+
+DEFAULT_RECIPE = "canonicalize, fold-batch-norm"
+
+
+def compile(  # noqa: A001 - the name that users know from torch
+    model: Source,
+    args: Any = None,
+    *,
+    recipe: str | Pipeline | Iterable[Pass] = DEFAULT_RECIPE,
+    target: str | Target = "local",
+    data: Iterable | None = None,
+    batch: int | str | None = None,
+    seed: int = 0,
+    fuel: int | None = None,
+    evaluate: Callable[[Graph], float] | None = None,
+    progress: Callable[[Iterable, str], Iterable] = no_progress,
+) -> "CompiledModel":
+    """Make a model thin and compile it for a machine.
+
+    model     nn.Module, ExportedProgram, Graph, or a path to a .pt2 file or saved graph
+    args      example inputs, needed for an nn.Module: one tensor or a tuple
+    recipe    a pipeline: one line of text, a path to a .toml file, or passes
+    target    a row of `planish targets`
+    data      batches for calibration, readable more than once
+    batch     the batch size to compile for; "dynamic" for any (local target); by default that of `args`, or 1
+    seed      for every random choice; the same inputs and seed give the same bytes
+    fuel      stop rewriting after so many rewrites, for finding a wrong one by bisection
+
+    Raises UsageError for a wrong argument before any work starts, BuildError where the target cannot take the model.
+    """
+    row = Target.get(target)
+    pipeline = Pipeline.parse(recipe)
+    context = Context(data=data, target=row, seed=seed, fuel=Fuel(fuel), evaluate=evaluate, progress=progress)
+    pipeline.check(_known_properties(model), context)
+    clock = Stopwatch()
+    captured = clock.time("capture", lambda: capture(model, args))
+    outcome = clock.time("passes", lambda: pipeline.run(captured, context))
+    graph = outcome.graph
+    fixed = _for_batch(graph, batch, args, row)
+    artifact = clock.time("build", lambda: build(fixed, row, str(pipeline)))
+    done, total = quantized_layers(graph)
+    report = Report(
+        target=row.name,
+        recipe=str(pipeline),
+        before=cost_row(outcome.before),
+        after=cost_row(cost(graph)),
+        passes=tuple(PassReport.of(step) for step in outcome.steps),
+        layers=artifact.layers,
+        others=artifact.others,
+        fake_quantized=done,
+        products=total,
+        facts=artifact.facts,
+        seconds=clock.seconds,
+    )
+    return CompiledModel(graph, fixed, row, artifact, report)
+
+
+class CompiledModel:
+    """A compiled model: called like the original one.
+
+    graph   the thinned model, trainable PyTorch
+    report  what was done and what came of it; print it, or take `.as_dict()`
+    """
+
+    def __init__(self, graph: Graph, fixed: Graph, target: Target, artifact: Artifact, report: Report):
+        self.graph, self.target, self.report = graph, target, report
+        self._fixed, self._artifact = fixed, artifact
+        self._inputs = fixed.inputs
+        self._out_spec = fixed.module.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run on this machine (a board's code on the emulator), with the outputs in the model's own structure.
+
+        Raises UsageError for an input of a wrong shape or dtype.
+        """
+        leaves = tuple(v for v in pytree.tree_leaves((args, kwargs)) if v is not None)
+        check_inputs("the compiled model", self._inputs, leaves)
+        outputs = self._artifact.run(leaves)
+        return pytree.tree_unflatten(outputs, self._out_spec)
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write a bundle: one file with code, weights, manifest, hashes and a golden input and output.
+
+        Raises UsageError for a model with a dynamic batch: a bundle is for one shape.
+        """
+        return self._artifact.save(path, self.report.as_dict(), self._golden())
+
+    def _golden(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """A random input, and the answer that PyTorch gives for the thinned graph."""
+        inputs = self._fixed.example_inputs(seed=0)
+        with torch.no_grad():
+            outputs = pytree.tree_leaves(self._fixed.module(*inputs))
+        return list(inputs), outputs
+
+
+class Stopwatch:
+    """Seconds by stage, for the report."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def time(self, label: str, work: Callable[[], Any]) -> Any:
+        started = time.perf_counter()
+        result = work()
+        self.seconds[label] = time.perf_counter() - started
+        return result
+
+
+def _known_properties(model: Source) -> set[str]:
+    return model.properties if isinstance(model, Graph) else set()
+
+
+def _for_batch(graph: Graph, batch: int | str | None, args: Any, target: Target) -> Graph:
+    """The graph with the batch that code is made for."""
+    if batch == "dynamic":
+        if target.code != "tvm" or target.kind != "cpu":
+            raise UsageError("batch", f"'dynamic' was given for {target.name}", "code for a board has one batch size")
+        return graph
+    if isinstance(batch, str):
+        raise UsageError("batch", f"'{batch}' was given", "expected a number or 'dynamic'")
+    if batch is None:
+        leaves = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, torch.Tensor) and leaf.ndim]
+        batch = int(leaves[0].shape[0]) if leaves else 1
+    return fix_batch(graph, batch)
