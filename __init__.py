@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .loader import LoadedModel, load
     from .passes.base import Context, Pass, Result, Skip, wrap
     from .passes.pipeline import Pipeline
+    from .report import Report
 else:
     # Modules are imported when a name is first used: `planish --help` need not wait for torch.
     _HOMES = {
@@ -23,6 +24,7 @@ else:
         ".loader": ("LoadedModel", "load"),
         ".passes.base": ("Context", "Pass", "Result", "Skip", "wrap"),
         ".passes.pipeline": ("Pipeline",),
+        ".report": ("Report",),
     }
     _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -44,6 +46,7 @@ __all__ = [
     "Pass",
     "Pipeline",
     "PlanishError",
+    "Report",
     "Result",
     "Skip",
     "Target",

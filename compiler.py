@@ -18,13 +18,11 @@ from .ir.graph import Graph
 from .ir.shapes import check_inputs
 from .ir.specialize import fix_batch
 from .passes.base import Context, Fuel, Pass, no_progress
-from .passes.pipeline import Pipeline
+from .passes.pipeline import DEFAULT_RECIPE, Pipeline
 from .report import PassReport, Report, cost_row, quantized_layers
 
-DEFAULT_RECIPE = "canonicalize, fold-batch-norm"
 
-
-def compile(  # noqa: A001 - the name that users know from torch
+def compile(
     model: Source,
     args: Any = None,
     *,
@@ -53,10 +51,13 @@ def compile(  # noqa: A001 - the name that users know from torch
     row = Target.get(target)
     pipeline = Pipeline.parse(recipe)
     context = Context(data=data, target=row, seed=seed, fuel=Fuel(fuel), evaluate=evaluate, progress=progress)
+    clock = Stopwatch(progress)
+    if isinstance(model, (str, os.PathLike)):
+        path = model
+        model = clock.time("capture", lambda: capture(path))  # a saved graph may have properties
     pipeline.check(_known_properties(model), context)
-    clock = Stopwatch()
     captured = clock.time("capture", lambda: capture(model, args))
-    outcome = clock.time("passes", lambda: pipeline.run(captured, context))
+    outcome = clock.time("passes", lambda: pipeline.run(captured, context), shown=False)  # it shows each pass
     graph = outcome.graph
     fixed = _for_batch(graph, batch, args, row)
     artifact = clock.time("build", lambda: build(fixed, row, str(pipeline)))
@@ -69,6 +70,8 @@ def compile(  # noqa: A001 - the name that users know from torch
         passes=tuple(PassReport.of(step) for step in outcome.steps),
         layers=artifact.layers,
         others=artifact.others,
+        eager=artifact.eager,
+        reasons=artifact.reasons,
         fake_quantized=done,
         products=total,
         facts=artifact.facts,
@@ -116,15 +119,16 @@ class CompiledModel:
 
 
 class Stopwatch:
-    """Seconds by stage, for the report."""
+    """Seconds by stage, for the report; each stage shows itself as progress."""
 
-    def __init__(self) -> None:
+    def __init__(self, progress: Callable[[Iterable, str], Iterable]) -> None:
         self.seconds: dict[str, float] = {}
+        self._progress = progress
 
-    def time(self, label: str, work: Callable[[], Any]) -> Any:
+    def time(self, label: str, work: Callable[[], Any], *, shown: bool = True) -> Any:
         started = time.perf_counter()
-        result = work()
-        self.seconds[label] = time.perf_counter() - started
+        (result,) = [work() for _ in (self._progress((label,), label) if shown else (label,))]
+        self.seconds[label] = self.seconds.get(label, 0.0) + time.perf_counter() - started
         return result
 
 

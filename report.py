@@ -1,18 +1,33 @@
 """The report of a compilation: facts as plain values, and the tables that people read."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
+from rich.console import Console, RenderableType
+from rich.text import Text
 
-from .ir.cost import Cost
-from .ir.graph import Graph
-from .ir.ops import is_op
-from .passes.pipeline import Step
+from .tables import byte_count, name, number, prose, spaced, table
+
+if TYPE_CHECKING:
+    from .ir.cost import Cost
+    from .ir.graph import Graph
+    from .passes.pipeline import Step
 
 PRODUCTS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
 FAKE_QUANTIZERS = ("fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine")
+COSTS = {
+    "params": "parameters",
+    "macs": "multiply-accumulates",
+    "bytes": "bytes of weights",
+    "peak_bytes": "peak bytes of activations",
+}
+BYTES_OF = {"weight_bytes": "weights", "workspace_bytes": "workspace, a thread"}
+LAYER = ("node", "kernel", "instruction")
+# Width of `str(report)`, for logs and notebooks.
+WIDTH = 110
+# Names that a table lists before it says how many more there are.
+LISTED = 4
 
 
 @dataclass(frozen=True)
@@ -26,7 +41,7 @@ class PassReport:
     details: dict[str, Any]
 
     @staticmethod
-    def of(step: Step) -> "PassReport":
+    def of(step: "Step") -> "PassReport":
         skipped = tuple((skip.where, skip.why) for skip in step.result.skipped)
         return PassReport(step.name, step.result.changed, step.seconds, skipped, step.result.details)
 
@@ -39,6 +54,7 @@ class Report:
     layers          one row per kernel call: node, kernel, instruction
     others          ops that TVM's own code generation computes, with counts
     eager           calls that stay in PyTorch: (op, source line)
+    reasons         why they stay, where it is not that TVM does not know the op
     fake_quantized  how many of the `products` compute on quantized values, in float
     facts           what the backend knows: bytes of code and weights, arena, compiler
     seconds         by stage
@@ -52,6 +68,7 @@ class Report:
     layers: tuple[dict[str, str], ...] = ()
     others: dict[str, int] = field(default_factory=dict)
     eager: tuple[tuple[str, str], ...] = ()
+    reasons: tuple[str, ...] = ()
     fake_quantized: int = 0
     products: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
@@ -66,64 +83,137 @@ class Report:
         """Everything as JSON-able values."""
         return {**asdict(self), "int8_kernels": self.int8_kernels}
 
+    @staticmethod
+    def from_dict(document: Mapping[str, Any]) -> "Report | None":
+        """The report that `as_dict` wrote, through JSON or not. None for a document of another form."""
+        values = {key: value for key, value in document.items() if key != "int8_kernels"}
+        try:
+            passes = tuple(
+                PassReport(**{**row, "skipped": tuple(_pairs(row["skipped"]))}) for row in values.pop("passes", ())
+            )
+            report = Report(
+                **{
+                    **values,
+                    "passes": passes,
+                    "layers": tuple({key: str(row[key]) for key in LAYER} for row in values.get("layers", ())),
+                    "eager": tuple(_pairs(values.get("eager", ()))),
+                    "reasons": tuple(map(str, values.get("reasons", ()))),
+                }
+            )
+            str(report)  # what cannot be printed is no report
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return None
+        return report
+
     def __str__(self) -> str:
-        console = Console(width=110, record=False, color_system=None)
+        console = Console(width=WIDTH, color_system=None, markup=False, highlight=False)
         with console.capture() as captured:
-            console.print(self.__rich__())
-        return captured.get()
+            console.print(self)
+        return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
     def __rich__(self) -> RenderableType:
-        return Group(*[part for part in (self._summary(), self._passes(), self._layers()) if part is not None])
+        return spaced(
+            Text.assemble((self.target, "bold"), "  ", self.recipe or "no passes"),
+            self._costs(),
+            self._facts(),
+            self._passes(),
+            self._declined(),
+            self._kernels(),
+        )
 
-    def _summary(self) -> Table:
-        table = Table(title=f"{self.target}: {self.recipe or 'no passes'}", title_justify="left")
-        for heading in ("", "before", "after"):
-            table.add_column(heading, justify="left" if not heading else "right")
-        for key, label in (("params", "parameters"), ("macs", "MACs"), ("bytes", "bytes of weights"),
-                           ("peak_bytes", "peak activation bytes")):  # fmt: skip
-            table.add_row(label, f"{self.before[key]:,}", f"{self.after[key]:,}")
-        table.add_row("int8 kernels", "", self.int8_kernels)
+    def _costs(self) -> RenderableType:
+        rows = [
+            (label, f"{self.before[key]:,}", f"{self.after[key]:,}", _change(self.before[key], self.after[key]))
+            for key, label in COSTS.items()
+        ]
+        return table("", (name("model, batch 1"), number("before"), number("after"), number("change")), rows)
+
+    def _facts(self) -> RenderableType:
+        rows = [("int8 kernels", self.int8_kernels)]
         if self.fake_quantized:
-            table.add_row("fake-quantized, computed in float", "", f"{self.fake_quantized} of {self.products}")
-        for label, value in self.facts.items():
-            if isinstance(value, (int, float, str)):
-                table.add_row(label.replace("_", " "), "", f"{value:,}" if isinstance(value, int) else str(value))
-        for op, line in self.eager:
-            table.add_row("stays in PyTorch", line, op)
-        return table
-
-    def _passes(self) -> Table | None:
-        if not self.passes:
-            return None
-        table = Table("pass", "changed", "seconds", "declined", title="passes", title_justify="left")
-        for entry in self.passes:
-            table.add_row(entry.text, str(entry.changed), f"{entry.seconds:.2f}", _declined(entry.skipped))
-        return table
-
-    def _layers(self) -> Table | None:
-        if not self.layers:
-            return None
-        table = Table("layer", "kernel", "instruction", title="kernels", title_justify="left")
-        for layer in self.layers:
-            table.add_row(layer["node"], layer["kernel"], layer["instruction"])
+            rows.append(("fake-quantized", f"{self.fake_quantized} of {self.products}, computed in float"))
+        rows += [fact_row(key, value) for key, value in self.facts.items() if isinstance(value, (int, float, str))]
         if self.others:
-            table.add_row("others, by TVM", ", ".join(f"{op} x {n}" for op, n in self.others.items()), "")
-        return table
+            rows.append(("ops left to TVM", ", ".join(f"{op} x {count}" for op, count in self.others.items())))
+        if self.eager:
+            rows.append(("stays in PyTorch", ", ".join(f"{op} ({line})" for op, line in self.eager)))
+        rows += [("because", why) for why in self.reasons]
+        if self.seconds:
+            rows.append(("seconds", ", ".join(f"{stage} {spent:.1f}" for stage, spent in self.seconds.items())))
+        return table("", (name(), prose()), rows)
+
+    def _passes(self) -> RenderableType | None:
+        rows = [(p.text, p.changed, f"{p.seconds:.2f}", _details(p.details)) for p in self.passes]
+        columns = (name("pass"), number("changed"), number("seconds"), prose("facts"))
+        return table("", columns, rows) if rows else None
+
+    def _declined(self) -> RenderableType | None:
+        """One row per pass and reason, however many places share it."""
+        places: dict[tuple[str, str], list[str]] = {}
+        for entry in self.passes:
+            for where, why in entry.skipped:
+                places.setdefault((entry.text.partition("{")[0], why), []).append(where)
+        rows = [(who, why, _listed(where)) for (who, why), where in places.items()]
+        return table("", (name("declined"), prose("because"), prose("at")), rows) if rows else None
+
+    def _kernels(self) -> RenderableType | None:
+        """One row per kind of kernel; `planish inspect` shows each layer."""
+        calls: dict[tuple[str, str], list[str]] = {}
+        for layer in self.layers:
+            calls.setdefault((layer["kernel"], layer["instruction"]), []).append(layer["node"])
+        rows = [(kernel, instruction, len(nodes), _listed(nodes)) for (kernel, instruction), nodes in calls.items()]
+        columns = (prose("kernel"), name("instruction"), number("calls"), prose("layers"))
+        return table("", columns, rows) if rows else None
 
 
-def cost_row(entry: Cost) -> dict[str, int]:
+def layer_table(layers: tuple[dict[str, str], ...]) -> RenderableType:
+    """One row per kernel call, in the order in which they run."""
+    rows = [[layer[key] for key in LAYER] for layer in layers]
+    return table("", (name("layer"), prose("kernel"), name("instruction")), rows)
+
+
+def fact_row(key: str, value: float | str) -> tuple[str, str]:
+    """A fact as people read it: `arena_bytes` 1204224 is `arena`, `1.20 MB`."""
+    if isinstance(value, int) and key.endswith("_bytes"):
+        return BYTES_OF.get(key) or key.removesuffix("_bytes").replace("_", " "), byte_count(value)
+    return key.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def cost_row(entry: "Cost") -> dict[str, int]:
     """The totals of a cost."""
-    return {"params": entry.params, "macs": entry.macs, "bytes": entry.bytes, "peak_bytes": entry.peak_bytes}
+    return {key: getattr(entry, key) for key in COSTS}
 
 
-def quantized_layers(graph: Graph) -> tuple[int, int]:
+def quantized_layers(graph: "Graph") -> tuple[int, int]:
     """How many convs and linears read a fake-quantized weight, and how many there are."""
+    from .ir.ops import is_op
+
     products = graph.calls(*PRODUCTS)
     return sum(is_op(node.args[1], *FAKE_QUANTIZERS) for node in products), len(products)
 
 
-def _declined(skipped: tuple[tuple[str, str], ...]) -> str:
-    lines = [f"{where}: {why}" for where, why in skipped[:5]]
-    if len(skipped) > 5:
-        lines.append(f"and {len(skipped) - 5} more")
-    return "\n".join(lines)
+def _change(before: int, after: int) -> str:
+    return f"{100 * (after / before - 1):+.1f} %" if before and before != after else ""
+
+
+def _details(details: Mapping[str, Any]) -> str:
+    """The facts of a pass that fit a line: numbers, words and before -> after pairs."""
+    written = []
+    for key, value in details.items():
+        label = key.replace("_", " ")
+        if isinstance(value, (list, tuple)) and len(value) == 2 and all(type(v) is int for v in value):
+            written.append(f"{label} {value[0]:,} -> {value[1]:,}")
+        elif isinstance(value, (bool, str)):
+            written.append(f"{label}: {value if isinstance(value, str) else 'yes' if value else 'no'}")
+        elif isinstance(value, (int, float)) and (value or isinstance(value, float)):
+            written.append(f"{label} {value:,}" if isinstance(value, int) else f"{label} {value:.3g}")
+    return ", ".join(written)
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
+def _pairs(rows: Any) -> list[tuple[str, str]]:
+    return [(str(first), str(second)) for first, second in rows]

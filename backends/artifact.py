@@ -24,12 +24,14 @@ class Artifact(ABC):
     layers  one row per kernel call: node, kernel, instruction
     others  ops left to TVM's own code generation, with counts
     eager   calls that stay in PyTorch: (op, source line)
+    reasons why they stay, where it is not for want of the op
     facts   sizes in bytes, compilers: plain values for the report
     """
 
     layers: tuple[dict[str, str], ...] = ()
     others: dict[str, int] = {}
     eager: tuple[tuple[str, str], ...] = ()
+    reasons: tuple[str, ...] = ()
     facts: dict[str, Any] = {}
 
     @abstractmethod

@@ -17,9 +17,9 @@ def build(graph: Graph, target: Target, recipe: str) -> Artifact:
 
 # The builders are imported when they are needed, so that a graph can be worked on without loading TVM.
 def _host_module(graph: Graph, target: Target, recipe: str) -> Artifact:
-    from .host import build_host
+    from .hybrid import build_local
 
-    return build_host(graph, target, recipe)
+    return build_local(graph, target, recipe)
 
 
 def _c_program(graph: Graph, target: Target, recipe: str) -> Artifact:

@@ -29,7 +29,9 @@ MADE_WITH = {"planish": "planish", "torch": "torch", "tvm": "apache-tvm"}
 ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64", "x86-64": "x86_64"}
 
 
-def write_bundle(path: str | os.PathLike, manifest_fields: Mapping[str, Any], members: Mapping[str, bytes | Path]) -> Path:
+def write_bundle(
+    path: str | os.PathLike, manifest_fields: Mapping[str, Any], members: Mapping[str, bytes | Path]
+) -> Path:
     """Write a bundle beside `path` and rename it. Same arguments, same bytes.
 
     manifest_fields: those of `Manifest`, without `format`, `versions` and `members`, which are filled in.
@@ -40,16 +42,17 @@ def write_bundle(path: str | os.PathLike, manifest_fields: Mapping[str, Any], me
     listed = {name: {"bytes": len(c), "sha256": sha256(c)} for name, c in contents.items()}
     try:
         manifest = Manifest.from_fields({**manifest_fields, "versions": made_with(), "members": listed})
-    except ValueError as e:
+        text = manifest.dumps()
+    except (ValueError, TypeError) as e:
         raise BundleError(str(path), f"the manifest cannot be written: {e}") from None
     check_golden(str(path), manifest, contents)
     with write_aside(path) as draft:
-        draft.write_bytes(zipped(manifest, contents))
+        draft.write_bytes(zipped(text, contents))
     return Path(path)
 
 
-def zipped(manifest: Manifest, contents: Mapping[str, bytes]) -> bytes:
-    text = manifest.dumps()
+def zipped(text: bytes, contents: Mapping[str, bytes]) -> bytes:
+    """The bytes of a bundle whose manifest has this text."""
     first = {MANIFEST: text, SEAL: sha256(text).encode()}
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
@@ -88,7 +91,7 @@ def sha256(content: bytes) -> str:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that was read and verified whole; its members stay in memory, so later edits of the file change nothing."""
+    """A bundle, read and verified whole. Its members stay in memory, so later edits of the file change nothing."""
 
     path: Path
     manifest: Manifest
@@ -117,7 +120,8 @@ class Bundle:
     def read(self, member: str) -> bytes:
         """The content of a member; BundleError when there is none of that name."""
         if member not in self.contents:
-            raise BundleError(str(self.path), f"there is no member '{member}'", f"it has {', '.join(sorted(self.contents))}")
+            have = ", ".join(sorted(self.contents))
+            raise BundleError(str(self.path), f"there is no member '{member}'", f"it has {have}")
         return self.contents[member]
 
     def extract(self, directory: str | os.PathLike, members: Iterable[str] | None = None) -> Path:
@@ -216,7 +220,7 @@ def check_golden(where: str, manifest: Manifest, contents: Mapping[str, bytes]) 
 
 def array_of(spec: ArraySpec, content: bytes) -> np.ndarray:
     little = np.dtype(spec.dtype).newbyteorder("<")
-    return np.frombuffer(content, little).astype(spec.dtype).reshape(spec.shape)
+    return np.frombuffer(content, little).astype(spec.dtype).reshape(spec.extents)
 
 
 def check_input(spec: ArraySpec, array: np.ndarray, extents: dict[str, int]) -> np.ndarray:

@@ -73,8 +73,11 @@ class Device(ABC):
         """Times of single runs on the golden inputs."""
         if runs < 1 or warmup < 0:
             raise UsageError(self.name, f"{runs} runs after {warmup} were asked for", "give at least 1 run")
-        with self.load(bundle) as session:
+        with self.load_for_timing(bundle) as session:
             return session.bench(runs, warmup)
+
+    def load_for_timing(self, bundle: Bundle) -> Session:
+        return self.load(bundle)
 
     def verify(self, bundle: Bundle) -> SelfTest:
         """Run the golden inputs and compare with the golden outputs."""
@@ -91,12 +94,9 @@ class LocalDevice(Device):
     def load(self, bundle: Bundle) -> Session:
         return self.start(bundle, in_process="model.so" in bundle.contents)
 
-    def bench(self, bundle: Bundle, runs: int = 50, warmup: int = 3) -> Timing:
+    def load_for_timing(self, bundle: Bundle) -> Session:
         # A process of its own shows the model's peak memory, where the bundle has a program to start.
-        if "runner" not in bundle.contents:
-            return super().bench(bundle, runs, warmup)
-        with self.start(bundle, in_process=False) as session:
-            return session.bench(runs, warmup)
+        return self.start(bundle, in_process="runner" not in bundle.contents)
 
     def start(self, bundle: Bundle, *, in_process: bool) -> Session:
         if platform.system() != "Linux":
@@ -147,6 +147,8 @@ def compare(device: str, got: Sequence[np.ndarray], wanted: Sequence[np.ndarray]
             share = np.where(error == 0, 0.0, error / np.abs(w.astype(np.float64)))
         if not np.all(error <= limit):
             failed.append(f"output {index}: {int(np.sum(~(error <= limit)))} of {w.size} values are off")
-        absolute, relative = max(absolute, float(error.max(initial=0))), max(relative, float(share.max(initial=0)))
+        # numpy's maximum keeps a NaN, Python's may lose it.
+        absolute = float(np.maximum(absolute, error.max(initial=0)))
+        relative = float(np.maximum(relative, share.max(initial=0)))
     detail = "; ".join(failed) or f"within {golden.rtol:g} relative and {golden.atol:g} absolute"
     return SelfTest(device, not failed, absolute, relative, detail)

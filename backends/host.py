@@ -37,7 +37,7 @@ class HostArtifact(Artifact):
             for layer in model.layers
         )
         self.others = model.others
-        self.facts = {"code": "TVM module"}
+        self.facts = {"code": "TVM module", "arena_bytes": compiled.arena_bytes, "weight_bytes": model.weight_bytes}
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return self._compiled(*inputs)

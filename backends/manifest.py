@@ -38,8 +38,12 @@ class ArraySpec:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the array; every extent must be a number."""
-        return math.prod(int(extent) for extent in self.shape) * self.itemsize
+        return math.prod(self.extents) * self.itemsize
+
+    @property
+    def extents(self) -> tuple[int, ...]:
+        """The shape, of which every extent must be a number."""
+        return tuple(int(extent) for extent in self.shape)
 
     def fixed(self, extents: Mapping[str, int]) -> "ArraySpec":
         """The same with its symbols replaced."""

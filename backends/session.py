@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class Session(ABC):
     def __exit__(self, *_) -> None:
         self.close()
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most sessions have nothing to give back
         """Remove what the session has on disk."""
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -133,39 +133,59 @@ class RunnerSession(Session):
         raise kind(self.device, f"the runner of '{self.bundle.manifest.name}' failed: {reason}", f"exit code {status}")
 
 
-def run_child(command: Sequence[str], timeout: float | None, environment: Mapping[str, str] | None = None):
+def run_child(
+    command: Sequence[str], timeout: float | None, environment: Mapping[str, str] | None = None
+) -> tuple[int, str, str]:
     """Run a command in a process group of its own -> (status, stdout, stderr).
 
     Whatever ends the wait (a time-out, Ctrl-C) ends the whole group too. Raises PlanishError after `timeout` seconds.
     """
+    child: subprocess.Popen[str] | None = None
     try:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env={**os.environ, **(environment or {})},
-        )
+        with interrupt_held():
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+                env={**os.environ, **(environment or {})},
+            )
+        out, error = child.communicate(timeout=timeout)
+        return child.returncode, out, error
     except OSError as e:
         advice = "the folder for temporary files may forbid programs: set TMPDIR to one that allows them"
         raise PlanishError(command[0], f"it cannot be started ({e.strerror})", advice) from None
-    try:
-        out, error = child.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         what = f"it did not end within {timeout:g} seconds"
         raise PlanishError(Path(command[0]).name, what, "give a longer timeout or a smaller model") from None
     finally:
-        if child.poll() is None:
+        if child and child.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
-    return child.returncode, out, error
+
+
+@contextlib.contextmanager
+def interrupt_held() -> Iterator[None]:
+    """Ctrl-C in the body takes effect at its end: a child that was just born is known by then, and can be ended."""
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(previous):
+        yield
+        return
+    caught: list[tuple] = []
+    signal.signal(signal.SIGINT, lambda *arguments: caught.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        if caught:
+            previous(*caught[0])
 
 
 def from_file(spec: ArraySpec, path: str) -> np.ndarray:
-    return np.fromfile(path, np.dtype(spec.dtype).newbyteorder("<")).astype(spec.dtype).reshape(spec.shape)
+    return np.fromfile(path, np.dtype(spec.dtype).newbyteorder("<")).astype(spec.dtype).reshape(spec.extents)
 
 
 # ---------------------------------------------------------------- loaded into this process
@@ -230,7 +250,7 @@ def aligned(spec: ArraySpec, content: np.ndarray | None = None) -> np.ndarray:
         return content
     memory = np.zeros(spec.nbytes + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
-    array = memory[start : start + spec.nbytes].view(spec.dtype).reshape(spec.shape)
+    array = memory[start : start + spec.nbytes].view(spec.dtype).reshape(spec.extents)
     if content is not None:
         array[...] = content
     return array
@@ -245,18 +265,22 @@ class ModuleSession(Session):
 
     def __init__(self, bundle: Bundle, device: str, threads: int):
         super().__init__(bundle, device, threads)
-        import tvm
+        import tvm  # here: bundles of C programs run without it
         from tvm import relax
+
+        from .tvm.quiet import without_scope_warnings
 
         self.tensor = tvm.runtime.tensor
         self.place = tvm.cuda(0) if bundle.manifest.target["kind"] == "cuda" else tvm.cpu(0)
-        if not self.place.exist:
+        if not self.place.exist:  # type: ignore[attr-defined]
             raise UsageError(device, "there is no CUDA device here", "run the bundle on a machine that has one")
         with tempfile.TemporaryDirectory(prefix="planish-") as folder:
             path = bundle.extract(folder, ["model.so"]) / "model.so"
-            module = tvm.runtime.load_module(str(path))
+            with without_scope_warnings():
+                module = tvm.runtime.load_module(str(path))
         tvm.get_global_func("runtime.config_threadpool")(1, threads)
-        self.function = relax.VirtualMachine(module, self.place)[bundle.manifest.entry]
+        with without_scope_warnings():
+            self.function = relax.VirtualMachine(module, self.place)[bundle.manifest.entry]  # type: ignore[arg-type]
 
     def compute(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         result = self.function(*(self.tensor(array, self.place) for array in inputs))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import unicorn
 from unicorn import arm64_const as arm
+from unicorn.unicorn import Uc, UcError
 
 PAGE = 0x1000
 # The upper part holds the stack, so that the heap below it may grow; a model's arena lies in its own segments.
@@ -44,7 +45,7 @@ class Machine:
     """One process: its memory, its open files and its system calls."""
 
     def __init__(self, cpu: str):
-        self.cpu = unicorn.Uc(unicorn.UC_ARCH_ARM64, unicorn.UC_MODE_ARM)
+        self.cpu = Uc(unicorn.UC_ARCH_ARM64, unicorn.UC_MODE_ARM)
         # A core that Unicorn does not know gets the one with every extension.
         self.cpu.ctl_set_cpu_model(CPUS.get(cpu, arm.UC_CPU_ARM64_MAX))
         self.files: dict[int, int] = {0: 0, 1: 1, 2: 2}
@@ -107,7 +108,7 @@ class Machine:
     def run(self, entry: int) -> int:
         try:
             self.cpu.emu_start(entry, 0)
-        except unicorn.UcError as e:
+        except UcError as e:
             at = self.cpu.reg_read(arm.UC_ARM64_REG_PC)
             numbers = ", ".join(map(str, self.refused)) or "none"
             print(f"unicorn: {e} at address {at:#x}; system calls not emulated: {numbers}", file=sys.stderr)

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from . import call_form, shapes
 from .errors import UsageError, first_line
 from .files import write_aside, write_member
-from .graph import Graph, build_module
+from .graph import Graph, build_module, named_tensors
 from .ops import has_schema, qualified_name
 from .shapes import TensorSpec
 
@@ -48,8 +48,9 @@ def save(graph: Graph, path: str | os.PathLike) -> None:
         owner = owners.setdefault(id(tensor), name)
         if owner == name:
             tensors[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
-        else:
-            ties[name] = owner
+    for name, tensor in named_tensors(graph.module).items():  # a tied name that no node uses is still in checkpoints
+        if owners.get(id(tensor), name) != name:
+            ties[name] = owners[id(tensor)]
     document = {
         "format": FORMAT,
         "properties": sorted(graph.properties),

@@ -8,7 +8,8 @@ class PlanishError(Exception):
 
     def __init__(self, where: str, what: str, *advice: str):
         self.where, self.what = where, what
-        super().__init__(f"{where}: {'; '.join([what, *advice])}.")
+        text = f"{where}: {'; '.join([what, *advice])}"
+        super().__init__(text if text.endswith("?") else f"{text}.")
 
 
 class UsageError(PlanishError):

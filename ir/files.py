@@ -8,6 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .errors import UsageError
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Raises UsageError where a file cannot come to be, for use before work is spent on what it will hold."""
+    target = Path(path)
+    if target.is_dir():
+        raise UsageError(str(path), "it is a folder", "expected the name of a file to write")
+    folder = next(parent for parent in target.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(str(path), f"'{folder}' cannot be written to", "name a place that can")
+
 
 @contextmanager
 def write_aside(path: str | os.PathLike, *, directory: bool = False) -> Iterator[Path]:

@@ -151,16 +151,16 @@ class Graph:
 
     def exported_program(self) -> torch.export.ExportedProgram:
         """An ordinary ExportedProgram, for Inductor, ExecuTorch, torchao and other tools. Dynamic batch survives."""
-        examples = self.example_inputs(batch=shapes.EXAMPLE_EXTENTS[0])
-        dims: dict[str, Any] = {}
-        dynamic = tuple(
-            {i: dims.setdefault(s, torch.export.Dim.AUTO) for i, s in enumerate(spec.shape) if isinstance(s, str)}
-            for spec in self.inputs
+        structure = self.module.graph
+        args, kwargs = self.call_arguments(self.example_inputs(batch=shapes.EXAMPLE_EXTENTS[0]))
+        hints: dict[fx.Node, dict[int, Any]] = {
+            node: {i: torch.export.Dim.AUTO for i, extent in enumerate(spec.shape) if isinstance(extent, str)}
+            for node, spec in zip(shapes.input_nodes(structure), self.inputs, strict=True)
+        }
+        arg_hints, kwarg_hints = call_form.arrange(
+            structure, [hints.get(node) for node in structure.find_nodes(op="placeholder")]
         )
-        args, kwargs = self.call_arguments(examples)
-        arg_dims, kwarg_dims = self.call_arguments(dynamic)
-        names = call_form.argument_names(self.module.graph)
-        shape_hints = {**dict(zip(names, arg_dims, strict=False)), **kwarg_dims}
+        shape_hints = {**dict(zip(call_form.argument_names(structure), arg_hints, strict=False)), **kwarg_hints}
         return torch.export.export(self.module, args, kwargs, dynamic_shapes=shape_hints or None, strict=False)
 
     def save(self, path: str | os.PathLike) -> None:

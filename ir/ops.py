@@ -10,6 +10,15 @@ import torch
 from torch import fx
 
 TORCH_FOLDER = os.path.dirname(torch.__file__) + os.sep
+# The argument without which an op that could draw random numbers draws none.
+_RANDOM_ONLY_WITH = {
+    "scaled_dot_product_attention": "dropout_p",
+    "dropout": "train",
+    "feature_dropout": "train",
+    "alpha_dropout": "train",
+    "feature_alpha_dropout": "train",
+    "rrelu": "training",
+}
 _SOURCE_LINE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
 
@@ -67,6 +76,20 @@ def describe(node: fx.Node) -> str:
     """`'aten.erf' (model.py:41)`: how messages name a node."""
     what = qualified_name(node.target) if node.op == "call_function" else str(node.target)
     return f"'{what}' ({location(node)})"
+
+
+def writes(node: fx.Node) -> bool:
+    """True for a call that changes one of its arguments in place."""
+    schema = getattr(node.target, "_schema", None)
+    return node.op == "call_function" and schema is not None and schema.is_mutable
+
+
+def is_random(node: fx.Node) -> bool:
+    """True for a call that draws random numbers as it is called: dropout in eval form does not."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    switch = _RANDOM_ONLY_WITH.get(op_name(node))
+    return switch is None or bool(getattr(arguments(node), switch))
 
 
 def tensors(value: Any) -> list[torch.Tensor]:

@@ -82,14 +82,15 @@ def _foreign_members(members: dict[str, bytes]) -> Iterator[str]:
 
 def _foreign_entries(documents: dict[str, Any]) -> Iterator[str]:
     for name, document in documents.items():
-        for key, value in _entries(document):
-            if key == "use_pickle" and value:
+        for entry in _dicts(document):
+            target = entry.get("target") if "inputs" in entry else None  # elsewhere a target only tells where from
+            if entry.get("use_pickle"):
                 yield f"a pickled entry ({name})"
-            elif key == "target" and isinstance(value, str) and not _TARGET.fullmatch(value):
-                yield f"a call of '{value}'"
-            elif key == "expr_str" and not _is_expression(value):
-                yield f"the symbolic expression {value!r}"
-            elif key in ("__enum__", "default_factory_module"):
+            if isinstance(target, str) and not _TARGET.fullmatch(target):
+                yield f"a call of '{target}'"
+            if "expr_str" in entry and not _is_expression(entry["expr_str"]):
+                yield f"the symbolic expression {entry['expr_str']!r}"
+            if "__enum__" in entry or "default_factory_module" in entry:
                 yield f"a container that imports a module ({name})"
 
 
@@ -101,17 +102,16 @@ def _is_expression(text: Any) -> bool:
     )
 
 
-def _entries(value: Any) -> Iterator[tuple[str, Any]]:
-    """Every key with its value, through lists, and through the JSON texts that torch nests in JSON."""
+def _dicts(value: Any) -> Iterator[dict[str, Any]]:
+    """Every dict in a document, also in the JSON texts that torch nests in JSON."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             value = json.loads(value)
         except ValueError:
             return
     if isinstance(value, dict):
-        for key, inner in value.items():
-            yield key, inner
-            yield from _entries(inner)
-    elif isinstance(value, list):
+        yield value
+        value = list(value.values())
+    if isinstance(value, list):
         for inner in value:
-            yield from _entries(inner)
+            yield from _dicts(inner)

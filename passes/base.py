@@ -1,6 +1,7 @@
 """Pass, Result, Skip and Context: all that a pass author meets."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -14,6 +15,9 @@ from ..ir.graph import Graph, GraphModule
 from ..ir.ops import describe
 
 REGISTRY: dict[str, type["Pass"]] = {}
+
+NAME = re.compile(r"[A-Za-z][\w-]*")
+NEEDS = frozenset({"data", "target", "evaluate"})
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,15 @@ class Skip:
 
 @dataclass(frozen=True)
 class Result:
-    """What a pass did: how many places it changed, where it declined, and facts for the report (JSON-able)."""
+    """What a pass did: how many places it changed, where it declined, and facts for the report (JSON-able).
+
+    withheld  those properties of the pass's `provides` that do not hold on this graph, because it declined somewhere
+    """
 
     changed: int
     skipped: tuple[Skip, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
+    withheld: frozenset[str] = frozenset()
 
 
 class Fuel:
@@ -112,11 +120,13 @@ class Pass:
 
     name      how pipelines call it: `fold-batch-norm`
     requires  properties that the graph must have before; provides: those it has after; drops: those it loses
+    refuses   properties that the graph must not have: what changes channels refuses {"fake-quant"}
     needs     what the Context must hold: {"data"}, {"target"}, {"evaluate"}
     """
 
     name: ClassVar[str] = ""
     requires: ClassVar[frozenset[str]] = frozenset()
+    refuses: ClassVar[frozenset[str]] = frozenset()
     provides: ClassVar[frozenset[str]] = frozenset()
     drops: ClassVar[frozenset[str]] = frozenset()
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -124,6 +134,10 @@ class Pass:
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if "name" in cls.__dict__ and cls.name:
+            if not NAME.fullmatch(cls.name):
+                raise UsageError("passes", f"{cls.__name__} is named {cls.name!r}", "expected letters, digits, dashes")
+            if unknown := sorted(set(cls.needs) - NEEDS):
+                raise UsageError(cls.name, f"it needs '{unknown[0]}'", f"a pass can need {', '.join(sorted(NEEDS))}")
             known = REGISTRY.get(cls.name)
             if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
                 raise UsageError("passes", f"two passes are named '{cls.name}'", f"{known.__module__} has it already")
@@ -159,9 +173,11 @@ class FunctionPass(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> Result:
         before = graph.text()
+        call_form = graph.module.graph._codegen
         module = self.function(graph.module)
         if module is not None and module is not graph.module:
             graph.module = GraphModule(module, module.graph)
+        graph.module.graph.set_codegen(call_form)  # retracing flattens nested inputs and outputs
         rewrite.finish(graph)
         return Result(int(graph.text() != before))
 

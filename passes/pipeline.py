@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from ..ir.cost import Cost, cost
-from ..ir.errors import PassError, PlanishError, UsageError
+from ..ir.errors import PassError, PlanishError, UsageError, first_line
 from ..ir.graph import Graph
 from ..ir.shapes import TensorSpec
-from ..ir.verify import verify
+from ..ir.verify import has_nan, verify
 from .base import Context, Pass, Result
 from .pipeline_text import parse, parse_toml, to_toml
+
+# What a model gets when no recipe is given: nothing that changes its answers.
+DEFAULT_RECIPE = "canonicalize, fold-batch-norm"
 
 _MISSING = {
     "data": "no data was given; pass data=loader",
@@ -58,7 +61,7 @@ class Pipeline:
             return Pipeline(text)
         if text.strip().endswith(".toml"):
             path = Path(text.strip())
-            if not path.exists():
+            if not path.is_file():
                 raise UsageError("pipeline", f"there is no file '{path}'")
             return Pipeline(parse_toml(path.read_text(encoding="utf-8")))
         return Pipeline(parse(text))
@@ -88,12 +91,15 @@ class Pipeline:
     def check(self, properties: Iterable[str] = (), ctx: Context | None = None) -> None:
         """Check order and needs of the whole pipeline.
 
-        Raises UsageError naming the first pass that lacks a property (and who provides it) or a part of the context.
+        Raises UsageError naming the first pass that lacks a property (and who provides it) or a part of the context,
+        or that refuses a property the graph has.
         """
         have = set(properties)
         for position, entry in enumerate(self.passes):
             for wanted in sorted(entry.requires - have):
                 raise UsageError(entry.name, f"it needs '{wanted}'", self._advice(wanted, position))
+            for unwanted in sorted(entry.refuses & have):
+                raise UsageError(entry.name, f"the graph has '{unwanted}' by then", self._remedy(unwanted, position))
             for need in sorted(entry.needs):
                 if ctx is not None and getattr(ctx, need) is None:
                     raise UsageError(entry.name, *_MISSING[need].split("; "))
@@ -102,12 +108,15 @@ class Pipeline:
     def run(self, graph: Graph, ctx: Context | None = None) -> Outcome:
         """Run all passes on a copy of `graph`; the graph itself is never changed, whatever happens.
 
-        Raises UsageError before anything runs for a wrong order; VerifyError or the pass's own error otherwise.
+        Raises UsageError before anything runs for a wrong order or NaN in a weight; VerifyError or the pass's own
+        error otherwise; PassError where a pass declined to give what a later one needs.
         """
         ctx = ctx or Context()
         self.check(graph.properties, ctx)
+        _refuse_nan(graph)
         work, before, steps = graph.copy(), cost(graph), []
         for entry in ctx.progress(self.passes, "passes") if self.passes else ():
+            _check_granted(entry, work, steps)
             started = time.perf_counter()
             result = _run_one(entry, work, ctx)
             steps.append(Step(str(entry), result, time.perf_counter() - started, cost(work)))
@@ -122,6 +131,27 @@ class Pipeline:
         makers = sorted(name for name, cls in REGISTRY.items() if wanted in cls.provides)
         return f"add {' or '.join(repr(m) for m in makers)} before it" if makers else "no known pass provides it"
 
+    def _remedy(self, unwanted: str, position: int) -> str:
+        earlier = [p.name for p in self.passes[:position] if unwanted in p.provides]
+        if not earlier:
+            return "start from the graph that came before"
+        return f"put '{self.passes[position].name}' before '{earlier[-1]}'"
+
+
+def _refuse_nan(graph: Graph) -> None:
+    for name, tensor in graph.weights.items():
+        if has_nan(tensor):
+            raise UsageError("the model", f"weight '{name}' holds NaN", "load or train it again")
+
+
+def _check_granted(entry: Pass, graph: Graph, steps: list[Step]) -> None:
+    """The static check trusted each pass's `provides`; here it shows whether the graph allowed them."""
+    for wanted in sorted(entry.requires - graph.properties):
+        blame = next((s for s in reversed(steps) if wanted in s.result.withheld), None)
+        reasons = [f"{skip.where}: {skip.why}" for skip in blame.result.skipped[:1]] if blame else []
+        what = f"it needs '{wanted}'" + (f", which '{blame.name}' could not give" if blame else "")
+        raise PassError(entry.name, what, *reasons)
+
 
 def _run_one(entry: Pass, graph: Graph, ctx: Context) -> Result:
     inputs, outputs = graph.inputs, _types(graph.outputs)
@@ -130,8 +160,8 @@ def _run_one(entry: Pass, graph: Graph, ctx: Context) -> Result:
     except PlanishError:
         raise
     except Exception as error:
-        raise PassError(entry.name or str(entry), f"it failed: {type(error).__name__}: {error}") from error
-    graph.properties = (graph.properties - entry.drops) | entry.provides
+        raise PassError(str(entry), f"it failed: {type(error).__name__}: {first_line(error)}") from error
+    graph.properties = (graph.properties - entry.drops - result.withheld) | (entry.provides - result.withheld)
     try:
         verify(graph)
     except PlanishError as error:

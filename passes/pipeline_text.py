@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import importlib.metadata
 import json
+import math
 import re
 import tomllib
 import types
@@ -18,7 +19,7 @@ ENTRY_POINT_GROUP = "planish.passes"
 _OPTIONS = r"""(?:[^{}"]|"(?:[^"\\]|\\.)*")*"""  # braces only inside quotes
 _PASS = re.compile(rf"\s*(?P<name>[A-Za-z][\w-]*)\s*(?:\{{(?P<options>{_OPTIONS})\}})?\s*(?P<end>,|$)")
 _BARE_WORD = re.compile(r"[A-Za-z_][\w.*-]*$")
-_RESERVED = {"true", "false", "none", "inf", "nan"}
+_RESERVED = {"true", "false", "none", "null", "infinity", "nan"}
 
 
 def parse(text: str) -> tuple[Pass, ...]:
@@ -38,15 +39,24 @@ def parse_toml(text: str) -> tuple[Pass, ...]:
     except tomllib.TOMLDecodeError as error:
         raise UsageError("pipeline", f"the TOML cannot be read: {error}") from error
     entries = document.pop("pass", None)
-    if document or not isinstance(entries, list) or not all(isinstance(e, dict) and "name" in e for e in entries):
-        raise UsageError("pipeline", "the TOML is no list of passes", 'expected [[pass]] tables, each with name = "..."')
+    if document or not isinstance(entries, list) or not all(map(_is_named, entries)):
+        raise UsageError("pipeline", "the TOML is no list of passes", 'expected [[pass]] tables with name = "..."')
     return tuple(make(e["name"], {k: v for k, v in e.items() if k != "name"}) for e in entries)
 
 
+def _is_named(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("name"), str)
+
+
 def to_toml(passes: tuple[Pass, ...]) -> str:
-    """The TOML that `parse_toml` reads back to the same passes."""
+    """The TOML that `parse_toml` reads back to the same passes. TOML has no null: `{}` stands for none.
+
+    Raises UsageError for a wrapped function, which has no text form.
+    """
     tables = []
     for entry in passes:
+        if not entry.name:
+            raise UsageError("pipeline", f"{entry} is a function", "make it a Pass with a name to write it down")
         lines = ["[[pass]]", f"name = {json.dumps(entry.name)}"]
         lines += [f"{_dashed(k)} = {_toml_value(v)}" for k, v in entry.options().items()]
         tables.append("\n".join(lines))
@@ -73,18 +83,31 @@ def make(name: str, options: dict[str, Any]) -> Pass:
         if entry is None:
             known = ", ".join(fields) or "none"
             raise UsageError(name, f"unknown option '{key}'", did_you_mean(key, fields) or f"it has: {known}")
+        if entry.name in values:
+            raise UsageError(name, f"option '{_dashed(key)}' is given twice")
         values[entry.name] = _fit(value, hints[entry.name], f"{name}, option '{key}'")
+    for dashed, entry in fields.items():
+        has_default = entry.default is not dataclasses.MISSING or entry.default_factory is not dataclasses.MISSING
+        if entry.name not in values and not has_default:
+            raise UsageError(name, f"option '{dashed}' is missing", f"expected {name}{{{dashed}=...}}")
     return cls(**values)
 
 
 def lookup(name: str) -> type[Pass]:
     """The class of a pass, from planish itself or from a plug-in's entry point."""
     if name not in REGISTRY:
-        load_plugins()
+        load_all()
     if name not in REGISTRY:
         hint = did_you_mean(name, REGISTRY) or "'planish passes' lists them"
         raise UsageError("pipeline", f"unknown pass '{name}'", hint)
     return REGISTRY[name]
+
+
+def load_all() -> None:
+    """Register the passes of planish itself and those of every plug-in."""
+    from . import builtin  # noqa: F401 - the passes import this module's neighbours
+
+    load_plugins()
 
 
 def load_plugins() -> None:
@@ -106,7 +129,7 @@ def did_you_mean(word: str, known: Any) -> str:
 def _match_pass(text: str, at: int) -> tuple[str, dict[str, Any], int]:
     found = _PASS.match(text, at)
     if not found or (found["end"] == "," and not text[found.end() :].strip()):
-        raise UsageError("pipeline", f"cannot read {text[at:].strip()!r}", "expected name{option=value, ...}, name, ...")
+        raise UsageError("pipeline", f"cannot read {text[at:].strip()!r}", "expected name{option=value, ...}, name")
     return found["name"], _read_options(found["name"], found["options"] or ""), found.end()
 
 
@@ -171,31 +194,56 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return f"[{', '.join(_toml_value(v) for v in value)}]"
     if value is None:
-        return '"none"'
+        return "{}"
     if isinstance(value, str):
-        return json.dumps(value).replace("\x7f", "\\u007F")
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     return json.dumps(value)
 
 
 def _fit(value: Any, hint: Any, where: str) -> Any:
     """The value as its field's type. Raises UsageError where it does not fit."""
-    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    allowed = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     for kind in allowed:
-        if kind is type(None) and value in (None, "none"):
-            return None
-        if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-        if typing.get_origin(kind) is tuple and isinstance(value, (list, tuple)):
-            return tuple(_fit(v, typing.get_args(kind)[0], where) for v in value)
-        if isinstance(kind, type) and type(value) is kind:
-            return value
+        found, fitted = _fit_one(value, kind, where)
+        if found:
+            return fitted
+    if type(None) in allowed and value == "none":
+        return None
+    words = [w for kind in allowed if typing.get_origin(kind) is typing.Literal for w in typing.get_args(kind)]
+    hint = did_you_mean(str(value), map(str, words))
     expected = " or ".join(_type_name(kind) for kind in allowed)
-    raise UsageError(where, f"{_write(value)} is a {type(value).__name__}", f"expected {expected}")
+    raise UsageError(where, f"{value!r} does not fit", f"expected {expected}", *filter(None, [hint]))
+
+
+def _fit_one(value: Any, kind: Any, where: str) -> tuple[bool, Any]:
+    """(True, the value) if it fits one plain type, a Literal, or a tuple type."""
+    arguments = typing.get_args(kind)
+    if kind is type(None):
+        return value is None or value == {}, None
+    if kind is float:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return is_number, float(value) if is_number else None
+    if typing.get_origin(kind) is typing.Literal:
+        return any(value == a and type(value) is type(a) for a in arguments), value
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, (list, tuple)):
+            return False, None
+        hints = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+        fits = len(hints) == len(value)
+        return fits, tuple(_fit(v, h, where) for v, h in zip(value, hints, strict=True)) if fits else None
+    return type(value) is kind, value
 
 
 def _type_name(kind: Any) -> str:
+    arguments = typing.get_args(kind)
     if typing.get_origin(kind) is tuple:
-        return f"a list of {_type_name(typing.get_args(kind)[0])}"
+        if arguments[-1] is Ellipsis:
+            return f"a list of {_type_name(arguments[0])}"
+        return f"a list [{', '.join(map(_type_name, arguments))}]"
+    if typing.get_origin(kind) is typing.Literal:
+        return " or ".join(map(str, arguments))
     return {type(None): "none"}.get(kind, getattr(kind, "__name__", str(kind)))
 
 

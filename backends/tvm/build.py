@@ -1,7 +1,6 @@
 """Relax -> machine code: the passes in order, and a compiled model that takes and gives torch tensors."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from ...ir.errors import BuildError
 from ...ir.files import write_aside
 from ..target import Target
 from .linker import link_shared
+from .quiet import without_scope_warnings
 from .relax import RelaxModel
 
 _transform = relax.transform
@@ -50,23 +50,37 @@ def relax_passes() -> tvm.transform.Sequential:
 
 
 def lower(model: RelaxModel, target: Target) -> tvm.IRModule:
-    """The flat form that the C backend reads."""
+    """The flat form that is compiled here, and that the C backend reads."""
     with tvm_target(target):
         return relax_passes()(model.module)
+
+
+def storage_bytes(lowered: tvm.IRModule) -> int:
+    """Bytes of activation memory that TVM's static plan allocates; 0 where a symbolic batch leaves it to run time."""
+    total = 0
+    for block in lowered["main"].body.blocks:
+        for binding in block.bindings:
+            call = binding.value
+            if isinstance(call, relax.Call) and getattr(call.op, "name", "") == "relax.vm.alloc_storage":
+                shape = call.args[0]
+                known = isinstance(shape, relax.ShapeExpr) and isinstance(shape.values[0], tvm.tirx.IntImm)
+                total += int(shape.values[0]) if known else 0
+    return total
 
 
 class CompiledModel:
     """A model compiled for this process by TVM. Called with torch tensors, gives a list of torch tensors."""
 
-    def __init__(self, executable: tvm.runtime.Executable):
-        self.executable = executable
+    def __init__(self, executable: tvm.runtime.Executable, arena_bytes: int = 0):
+        self.executable, self.arena_bytes = executable, arena_bytes
         self._machine = relax.VirtualMachine(executable, tvm.cpu())
         self._main = self._machine["main"]
 
     def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
         """Inputs are read in place (no copy) when they are contiguous."""
         results = self._main(*(tensor.detach().contiguous() for tensor in inputs))
-        return [torch.from_dlpack(r) for r in _flat(results)]
+        # Given torch tensors, tvm-ffi hands torch tensors back.
+        return [results] if isinstance(results, torch.Tensor) else list(results)
 
     def assembly(self) -> str:
         """The assembly text of all kernels."""
@@ -75,16 +89,18 @@ class CompiledModel:
 
 def compile_model(model: RelaxModel, target: Target) -> CompiledModel:
     """Compile for a CPU that this process runs on. Raises BuildError when TVM fails."""
-    machine = tvm_target(target)
     try:
-        return CompiledModel(tvm.compile(model.module, target=machine, relax_pipeline=relax_passes()))
+        lowered = lower(model, target)
+        nothing_left = tvm.transform.Sequential([])
+        executable = tvm.compile(lowered, target=tvm_target(target), relax_pipeline=nothing_left)
+        return CompiledModel(executable, storage_bytes(lowered))
     except Exception as error:
         raise BuildError(target.name, f"TVM failed: {type(error).__name__}: {str(error).splitlines()[0]}") from error
 
 
 def save_library(model: CompiledModel, path: str | os.PathLike, target: Target) -> Path:
     """Write the compiled model as a shared library for the TVM runtime."""
-    with write_aside(path) as draft:
+    with write_aside(path) as draft, without_scope_warnings():
         model.executable.export_library(
             str(draft), fcompile=lambda library, objects, **_: link_shared(library, objects, target.triple)
         )
@@ -93,16 +109,13 @@ def save_library(model: CompiledModel, path: str | os.PathLike, target: Target) 
 
 def load_library(path: str | os.PathLike) -> CompiledModel:
     """Read a library that `save_library` wrote. It is native code: check where it comes from first."""
-    return CompiledModel(tvm.runtime.load_module(str(path)))
+    with without_scope_warnings():
+        return CompiledModel(tvm.runtime.load_module(str(path)))
 
 
 def set_threads(count: int) -> None:
     """How many threads TVM's pool may use in this process."""
     tvm.get_global_func("runtime.config_threadpool")(1, count)
-
-
-def _flat(results: object) -> Sequence:
-    return [results] if isinstance(results, tvm.runtime.Tensor) else list(results)  # type: ignore[call-overload]
 
 
 def _native_modules(module: tvm.runtime.Module) -> list[tvm.runtime.Module]:

@@ -26,6 +26,7 @@ from .cuda_compiler import compile_cubin, find_compiler
 from .cuda_packing import cuda_source, packer, source_modules
 from .cuda_schedules import schedule_rules
 from .linker import link_shared
+from .quiet import without_scope_warnings
 
 _ARCHITECTURE = re.compile(r"sm_\d{2,3}")
 
@@ -50,7 +51,7 @@ class CudaBuild:
 
         Raises BuildError when this machine has no linker for `triple`.
         """
-        with write_aside(path) as draft:
+        with write_aside(path) as draft, without_scope_warnings():
             self.executable.export_library(
                 str(draft),
                 fcompile=lambda name, objects, **_: link_shared(name, objects, self.triple),
@@ -103,7 +104,8 @@ class CudaLibrary:
         self.device = tvm.cuda(0)
         if not self.device.exist:
             raise UsageError("cuda", "this machine has no CUDA device that TVM can use", "run the library where one is")
-        self.machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), self.device, memory_cfg=memory)
+        with without_scope_warnings():
+            self.machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), self.device, memory_cfg=memory)
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
         """Run `main` on arrays in host memory; the outputs come back to host memory."""

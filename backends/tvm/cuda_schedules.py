@@ -56,9 +56,25 @@ def _is_short(reductions: list[SBlockInfo]) -> bool:
     return all(isinstance(extent, int) for extent in extents) and math.prod(extents) <= WARP
 
 
+class Guarded(GPUScheduleRule):
+    """A rule of TVM's that declines where it would fail: a later rule then schedules the kernel.
+
+    dlight's matrix rule asserts on an epilogue larger than the product, as where a squeeze-and-excite gate scales a map.
+    """
+
+    def __init__(self, rule: GPUScheduleRule):
+        super().__init__()
+        self.rule = rule
+
+    def apply(self, func, target, tunable):
+        try:
+            return self.rule.apply(func, target, tunable)
+        except (AssertionError, RuntimeError):
+            return None
+
+
 def schedule_rules() -> tvm.transform.Pass:
     """The pass that gives every kernel its threads: the first rule that fits a kernel schedules it."""
     gpu = dlight.gpu
-    return dlight.ApplyDefaultSchedule(
-        gpu.Matmul(), ThreadPerOutput(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback()
-    )
+    theirs = [Guarded(rule) for rule in (gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction())]
+    return dlight.ApplyDefaultSchedule(theirs[0], ThreadPerOutput(), *theirs[1:], gpu.Fallback())

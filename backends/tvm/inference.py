@@ -5,7 +5,7 @@ from torch import fx
 
 from ...ir import rewrite
 from ...ir.graph import Graph
-from ...ir.ops import is_op, tensors
+from ...ir.ops import is_op, is_random, tensors
 
 # Calls that hand their first input through unchanged in eval form.
 IDENTITIES = ("dropout", "feature_dropout", "alpha_dropout", "detach", "alias", "contiguous", "clone", "lift_fresh_copy")
@@ -25,7 +25,7 @@ def freeze(graph: Graph) -> Graph:
 
 def _fold_constants(graph: Graph) -> None:
     for node in list(graph.nodes):
-        if node.op != "call_function" or not node.all_input_nodes or is_op(node, "sym_size"):
+        if node.op != "call_function" or not node.all_input_nodes or is_op(node, "sym_size") or is_random(node):
             continue
         if all(source.op == "get_attr" for source in node.all_input_nodes) and len(tensors(node.meta["val"])) == 1:
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: graph.weight(n).detach())

@@ -12,9 +12,9 @@ from torch import fx
 from tvm import relax
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
-from ...ir.errors import BuildError
+from ...ir.errors import BuildError, first_line
 from ...ir.graph import Graph
-from ...ir.ops import describe, op_name
+from ...ir.ops import describe, is_random, op_name, writes
 from ..target import Target
 from . import packed_ops, products
 from .arithmetic import fp32
@@ -30,6 +30,14 @@ from .values import Values
 _OPAQUE = 8
 
 
+class UnsupportedCall(BuildError):
+    """A call that TVM's importer knows by name and cannot take as it is here."""
+
+    def __init__(self, node: fx.Node, error: Exception):
+        self.node = node
+        super().__init__(describe(node), f"TVM cannot convert it: {first_line(error)}", "leave it in PyTorch")
+
+
 @dataclass(frozen=True)
 class Layer:
     """One kernel call for the report: the node it computes, the kernel's symbol, family and tile."""
@@ -41,11 +49,17 @@ class Layer:
 
 @dataclass(frozen=True)
 class RelaxModel:
-    """A model as Relax. `layers` are the calls of our own kernels in order; `others` counts ops left to TVM."""
+    """A model as Relax.
+
+    layers        the calls of our own kernels in order
+    others        ops left to TVM, with counts
+    weight_bytes  of all constants, as the kernels read them
+    """
 
     module: tvm.IRModule
     layers: tuple[Layer, ...]
     others: dict[str, int] = field(default_factory=dict)
+    weight_bytes: int = 0
 
     def layers_by_symbol(self) -> dict[str, list[str]]:
         """Kernel symbol -> the layers it computes, in call order."""
@@ -68,11 +82,16 @@ def to_relax(graph: Graph, target: Target) -> RelaxModel:
 
 
 def unsupported(graph: Graph, *, own_kernels: bool = True) -> list[fx.Node]:
-    """The calls that TVM's importer (and, with `own_kernels`, our converters) cannot take."""
+    """The calls that TVM's importer (and, with `own_kernels`, our converters) cannot take, or would take wrongly."""
     known = ExportedProgramImporter().convert_map
     ours = CONVERTERS if own_kernels else {}
     calls = [node for node in graph.nodes if node.op == "call_function"]
-    return [node for node in calls if importer_key(node) not in known and op_name(node) not in ours]
+    # TVM's importer takes in-place and random ops too, as if they were neither.
+    return [
+        node
+        for node in calls
+        if writes(node) or is_random(node) or (importer_key(node) not in known and op_name(node) not in ours)
+    ]
 
 
 def importer_key(node: fx.Node) -> str:
@@ -97,6 +116,7 @@ class Emitter:
         self.others: Counter[str] = Counter()
         self.constants: dict[int, relax.Expr] = {}
         self.extents: dict[str, tvm.tirx.Var] = {}
+        self.weight_bytes = 0
 
     def emit(self) -> RelaxModel:
         inputs = self._inputs()
@@ -111,7 +131,7 @@ class Emitter:
                 result = self.builder.emit_output(self._result())
             self.builder.emit_func_output(result)
         module = relax.transform.DeadCodeElimination()(self.builder.get())
-        return RelaxModel(module, tuple(self.layers), dict(self.others))
+        return RelaxModel(module, tuple(self.layers), dict(self.others), self.weight_bytes)
 
     def kernel(self, node: fx.Node, spec: Any, inputs: list[relax.Expr], weights: list[np.ndarray]) -> relax.Expr:
         """Emit one call of our own kernel. Equal specs share one PrimFunc."""
@@ -137,6 +157,7 @@ class Emitter:
         return None if node is None else self.graph.weight(node).detach().numpy()
 
     def constant(self, array: np.ndarray) -> relax.Expr:
+        self.weight_bytes += array.nbytes
         return relax.const(np.ascontiguousarray(array))
 
     def batch(self, node: fx.Node) -> int | None:
@@ -145,20 +166,22 @@ class Emitter:
         return None if isinstance(extent, torch.SymInt) else int(extent)
 
     def _call(self, node: fx.Node) -> None:
-        if node in self.plan.kernels:
-            products.emit(self, self.plan.kernels[node])
-        elif not packed_ops.emit(self, node):
-            self.others[op_name(node)] += 1
-            self.values[node] = self.convert(node)
+        try:
+            if node in self.plan.kernels:
+                products.emit(self, self.plan.kernels[node])
+            elif not packed_ops.emit(self, node):
+                self.others[op_name(node)] += 1
+                self.values[node] = self.convert(node)
+        except BuildError:
+            raise
+        except Exception as error:
+            raise UnsupportedCall(node, error) from error
 
     def convert(self, node: fx.Node) -> Any:
         """The node by its converter, on plain values."""
         if op_name(node) in CONVERTERS:
             return CONVERTERS[op_name(node)](self, node, self.values.__getitem__)
-        try:
-            return self.importer.convert_map[importer_key(node)](node)
-        except Exception as error:
-            raise BuildError(describe(node), f"TVM cannot convert it: {error}", "leave it in PyTorch") from error
+        return self.importer.convert_map[importer_key(node)](node)
 
     def _inputs(self) -> dict[fx.Node, relax.Var]:
         made = {}

@@ -1,4 +1,4 @@
-"""Converters for ops that TVM's torch importer does not know, in Relax ops."""
+"""Converters for ops that TVM's torch importer does not know or gets wrong, in Relax ops."""
 
 from __future__ import annotations
 
@@ -33,6 +33,30 @@ def fake_quantize_per_tensor(emitter: Emitter, node: fx.Node, read: Read) -> rel
     return emitter.builder.emit(emitter.builder.normalize(real), node.name)
 
 
+def batch_norm(emitter: Emitter, node: fx.Node, read: Read) -> relax.Expr:
+    """A batch norm that no conv could take: a factor and a shift per channel, in either layout."""
+    call = arguments(node)
+    mean, variance = (emitter.graph.weight(n).detach().double() for n in (call.running_mean, call.running_var))
+    scale = (variance + call.eps).rsqrt()
+    scale = scale * emitter.graph.weight(call.weight).detach().double() if call.weight else scale
+    shift = -mean * scale
+    shift = shift + emitter.graph.weight(call.bias).detach().double() if call.bias else shift
+    value = read(call.input)
+    factors = [_per_channel(emitter, node, value, t.float().numpy()) for t in (scale, shift)]
+    real = relax.op.add(relax.op.multiply(value, factors[0]), factors[1])
+    return emitter.builder.emit(emitter.builder.normalize(real), node.name)
+
+
+def _per_channel(emitter: Emitter, node: fx.Node, value: relax.Expr, numbers: np.ndarray) -> relax.Expr:
+    """Numbers per channel, broadcastable against `value`: packed values hold channels last, with padding lanes."""
+    rank = node.meta["val"].ndim
+    if value is emitter.values.packed_or_none(arguments(node).input):
+        lanes = emitter.target.lanes
+        return emitter.constant(np.pad(numbers, (0, -len(numbers) % lanes)))
+    return emitter.constant(numbers.reshape(1, -1, *[1] * (rank - 2)))
+
+
 CONVERTERS: dict[str, Callable[[Emitter, fx.Node, Read], relax.Expr]] = {
     "fake_quantize_per_tensor_affine": fake_quantize_per_tensor,
+    "batch_norm": batch_norm,
 }

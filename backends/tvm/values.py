@@ -31,6 +31,10 @@ class Values(dict):
             self._packed[node] = self._to_packed(node, self[node])
         return self._packed[node]
 
+    def packed_or_none(self, node: fx.Node) -> relax.Expr | None:
+        """The packed form if it exists already."""
+        return self._packed.get(node)
+
     def set_packed(self, node: fx.Node, value: relax.Expr) -> None:
         self._packed[node] = value
 

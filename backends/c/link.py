@@ -1,0 +1,72 @@
+"""From C sources and an object file to programs: GCC where it is, zig from PyPI anywhere else."""
+
+import importlib.util
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...ir.errors import BuildError, UsageError
+
+LINKERS = ("auto", "gcc", "zig")
+COMPILE = ("-O2", "-std=gnu11")
+# Names of symbols and build identifiers would change the bytes from folder to folder.
+REPRODUCIBLE = ("-s", "-Wl,--build-id=none")
+TIMEOUT_SECONDS = 600
+
+
+@dataclass(frozen=True)
+class Linker:
+    name: str
+    command: tuple[str, ...]
+
+    def build(self, directory: Path, output: str, arguments: list[str]) -> Path:
+        """Run the compiler in `directory`. Raises BuildError with its messages when it fails."""
+        command = [*self.command, *COMPILE, *REPRODUCIBLE, *arguments, "-o", output]
+        try:
+            done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+        except (OSError, subprocess.TimeoutExpired) as e:
+            raise BuildError(output, f"{self.name} could not build it ({e})", "try the other linker") from None
+        if done.returncode:
+            raise BuildError(output, f"{self.name} could not build it:\n{done.stderr.strip()[-4000:]}\n", "report this")
+        return directory / output
+
+
+def find_linker(triple: str, wanted: str = "auto") -> Linker:
+    """A compiler and linker for `triple` ("aarch64-linux-gnu").
+
+    wanted: "gcc", "zig", or "auto" for the first of the two that is there.
+    Raises BuildError, with what to install, when there is none; UsageError for another `wanted`.
+    """
+    if wanted not in LINKERS:
+        raise UsageError("linker", f"unknown linker '{wanted}'", f"known are {', '.join(LINKERS)}")
+    found = None
+    if wanted in ("auto", "gcc"):
+        found = find_gcc(triple)
+    if not found and wanted in ("auto", "zig"):
+        found = find_zig(triple)
+    if not found:
+        machine = triple.split("-")[0]
+        missing = "neither GCC nor zig" if wanted == "auto" else f"no {wanted}"
+        package = "gcc" if machine == platform.machine() else f"gcc-{triple.replace('_', '-')}"
+        what = f"there is {missing} here that links for {machine}"
+        raise BuildError(triple, what, f"apt install {package}", "or pip install ziglang")
+    return found
+
+
+def find_gcc(triple: str) -> Linker | None:
+    native = triple.split("-")[0] == platform.machine()
+    for name in (f"{triple}-gcc", *(("gcc", "cc", "clang") if native else ())):
+        if shutil.which(name):
+            return Linker(name, (name,))
+    return None
+
+
+def find_zig(triple: str) -> Linker | None:
+    """zig brings musl, so that static programs need nothing of the machine that runs them."""
+    if not importlib.util.find_spec("ziglang"):
+        return None
+    machine = triple.split("-")[0]
+    return Linker("zig", (sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-linux-musl"))

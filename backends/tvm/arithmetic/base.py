@@ -1,0 +1,62 @@
+"""What an arithmetic is: how one machine multiplies and accumulates a register tile, and what that costs in registers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class Arithmetic(ABC):
+    """One way to multiply on one kind of CPU.
+
+    lanes: values of one vector register; registers: vector registers of the CPU; cores: threads that share a kernel;
+    cache: bytes of activations that should stay near one core (about half of its L2).
+    """
+
+    lanes: int
+    registers: int
+    cores: int = 1
+    cache: int = 512 << 10
+
+    name: ClassVar[str]
+    activation: ClassVar[str]  # dtypes of the three operands
+    weight: ClassVar[str]
+    accumulator: ClassVar[str]
+    unroll: ClassVar[int]  # k steps in one pass of the inner loop
+
+    @abstractmethod
+    def multiply(
+        self,
+        accumulators: Sequence[Sequence[Any]],
+        source: Any,
+        offsets: Sequence[Any],
+        weights: Any,
+        weight_offset: Any,
+        steps: int,
+    ) -> None:
+        """Emit `steps` k steps of accumulators[pixel][vector] += source[offsets[pixel] + k] * weights[k][vector]."""
+
+    @abstractmethod
+    def registers_used(self, pixels: int, vectors: int) -> int:
+        """Vector registers that a tile of `pixels` x `vectors` keeps busy."""
+
+    @abstractmethod
+    def loads(self, pixels: int, vectors: int) -> float:
+        """Vector loads of one k step of a tile."""
+
+    def efficiency(self, pixels: int, vectors: int) -> float:
+        """Share of the peak that a tile can reach.
+
+        Eight accumulators hide the latency of a multiply-add (4 cycles, 2 ports); as many loads as multiply-adds can
+        be issued; weights come from L2, once per tile, fast enough for six pixels.
+        """
+        accumulators = pixels * vectors
+        feeding = accumulators / self.loads(pixels, vectors)
+        return min(accumulators / 8, 1.0) * min(feeding, 1.0) * min(pixels / 6, 1.0)
+
+    def traffic(self, pixels: int, vectors: int) -> float:
+        """Loads of one k step, those of weights counted with their way from L2."""
+        return self.loads(pixels, vectors) + 2 * vectors

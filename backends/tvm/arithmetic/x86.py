@@ -1,0 +1,47 @@
+"""fp32 on x86: a broadcast activation times a vector of weights (vfmadd231ps)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from tvm import tirx
+
+from .base import Arithmetic
+
+
+@dataclass(frozen=True)
+class X86Fp32(Arithmetic):
+    """AVX-512 (16 lanes, 32 registers) or AVX2 with FMA (8 lanes, 16 registers)."""
+
+    name: ClassVar[str] = "fp32"
+    activation: ClassVar[str] = "float32"
+    weight: ClassVar[str] = "float32"
+    accumulator: ClassVar[str] = "float32"
+    unroll: ClassVar[int] = 4
+
+    def multiply(
+        self,
+        accumulators: Sequence[Sequence[Any]],
+        source: Any,
+        offsets: Sequence[Any],
+        weights: Any,
+        weight_offset: Any,
+        steps: int,
+    ) -> None:
+        vectors = len(accumulators[0])
+        pairs = [(p, v) for p in range(len(offsets)) for v in range(vectors)]
+        if len(offsets) < vectors:  # LLVM keeps this order: the operand that changes least stays in registers
+            pairs.sort(key=lambda pair: pair[1])
+        for step in range(steps):
+            for p, v in pairs:
+                value = tirx.Broadcast(source.scalar(offsets[p] + step), self.lanes)
+                weight = weights.vector(weight_offset + (step * vectors + v) * self.lanes, self.lanes)
+                accumulators[p][v].value = accumulators[p][v].value + value * weight
+
+    def registers_used(self, pixels: int, vectors: int) -> int:
+        return pixels * vectors + min(pixels, vectors) + 2
+
+    def loads(self, pixels: int, vectors: int) -> float:
+        return pixels + vectors

@@ -1,0 +1,86 @@
+"""Activations and epilogues as vector expressions. An activation that is not in the table is not fused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from .builder import Vector, broadcast
+from .shapes import Epilogue
+
+
+def _clip(x: Vector, lanes: int, low: float, high: float) -> Vector:
+    # The constant comes first so that the comparison, false for NaN, selects x: NaN stays NaN.
+    return T.min(broadcast(high, lanes), T.max(broadcast(low, lanes), x))
+
+
+def _relu(x: Vector, lanes: int) -> Vector:
+    return T.max(broadcast(0.0, lanes), x)
+
+
+def exponential(x: Vector, lanes: int) -> Vector:
+    """e**x to 2 ulp for -87 <= x <= 88, clamped outside, without libm.
+
+    x = n ln 2 + r with |r| <= ln 2 / 2; e**r by its Taylor polynomial of degree 7; 2**n by building the exponent.
+    """
+    x = _clip(x, lanes, -87.0, 88.0)
+    n = T.floor(x * broadcast(1.4426950408889634, lanes) + broadcast(0.5, lanes))
+    # ln 2 in two parts: the first is exact in few bits, so n times it is exact too.
+    r = x - n * broadcast(0.693359375, lanes) + n * broadcast(2.12194440e-4, lanes)
+    result = broadcast(1 / 5040, lanes)
+    for coefficient in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
+        result = result * r + broadcast(coefficient, lanes)
+    exponent = (T.cast(n, f"int32x{lanes}") + tirx.Broadcast(T.int32(127), lanes)) << tirx.Broadcast(T.int32(23), lanes)
+    return result * T.reinterpret(exponent, dtype=f"float32x{lanes}")
+
+
+def _sigmoid(x: Vector, lanes: int) -> Vector:
+    one = broadcast(1.0, lanes)
+    return one / (one + exponential(broadcast(0.0, lanes) - x, lanes))
+
+
+def _hardsigmoid(x: Vector, lanes: int) -> Vector:
+    return _clip(x + broadcast(3.0, lanes), lanes, 0.0, 6.0) * broadcast(1 / 6, lanes)
+
+
+def _tanh(x: Vector, lanes: int) -> Vector:
+    return broadcast(2.0, lanes) * _sigmoid(x + x, lanes) - broadcast(1.0, lanes)
+
+
+def _gelu(x: Vector, lanes: int) -> Vector:
+    """x * Phi(x) with erf by Abramowitz and Stegun 7.1.26 (absolute error 1.5e-7)."""
+    one, zero = broadcast(1.0, lanes), broadcast(0.0, lanes)
+    z = T.max(x, zero - x) * broadcast(0.7071067811865476, lanes)
+    t = one / (one + broadcast(0.3275911, lanes) * z)
+    series = broadcast(1.061405429, lanes)
+    for coefficient in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
+        series = series * t + broadcast(coefficient, lanes)
+    tail = broadcast(0.5, lanes) * series * t * exponential(zero - z * z, lanes)  # 1 - Phi(|x|)
+    return x * tirx.Select(x < zero, tail, one - tail)
+
+
+ACTIVATIONS: dict[str, Callable[..., Vector]] = {
+    "relu": _relu,
+    "relu6": lambda x, lanes: _clip(x, lanes, 0.0, 6.0),
+    "clip": _clip,
+    "hardswish": lambda x, lanes: x * _hardsigmoid(x, lanes),
+    "hardsigmoid": _hardsigmoid,
+    "sigmoid": _sigmoid,
+    "silu": lambda x, lanes: x * _sigmoid(x, lanes),
+    "tanh": _tanh,
+    "gelu": _gelu,
+}
+
+
+def finish(epilogue: Epilogue, value: Vector, lanes: int, residual: Any = None) -> Vector:
+    """Apply an epilogue to a vector (`residual`: the vector to add, if the epilogue has one)."""
+    if epilogue.residual == "before":
+        value = value + residual
+    if epilogue.activation is not None:
+        value = ACTIVATIONS[epilogue.activation](value, lanes, *(epilogue.bounds or ()))
+    if epilogue.residual == "after":
+        value = value + residual
+    return value

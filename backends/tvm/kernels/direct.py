@@ -1,0 +1,215 @@
+"""Convolutions of any window: every tap of the window is a matrix product, summed in one register tile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import gcd
+from typing import Any
+
+import numpy as np
+
+from ..arithmetic import Arithmetic
+from . import packing
+from .builder import Index, Kernel, Vector, View, smallest
+from .microkernel import Accumulators, Ahead
+from .output import Output
+from .shapes import DirectConv, Signature, round_up
+from .tile import Segment, Tile, blocks, is_parallel, lies_in, register_tile, segments
+from .window import Columns, by_input, cut_columns, input_column, input_row, rows_on_image
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes that follow from a spec.
+
+    Groups narrower than a vector are joined until their outputs fill whole vectors; the weights between them are
+    zeros. `group_in`, `group_out`: channels of a joined group; `vectors`: vectors of outputs per joined group.
+    """
+
+    out_height: int
+    out_width: int
+    groups: int
+    group_in: int
+    group_out: int
+    vectors: int
+    tile: Tile
+
+
+def plan(spec: DirectConv, arithmetic: Arithmetic) -> Plan:
+    height, width = spec.window.output(spec.height, spec.width)
+    group_out = spec.out_channels // spec.groups
+    joined = arithmetic.lanes // gcd(arithmetic.lanes, group_out)
+    if spec.groups % joined:
+        joined = spec.groups
+    groups = spec.groups // joined
+    group_in, group_out = spec.in_channels // groups, spec.out_channels // groups
+    vectors = round_up(group_out, arithmetic.lanes) // arithmetic.lanes
+    # All weights of a row of the window stay in registers while an image is read.
+    tile = register_tile(arithmetic, width, vectors, spec.window.kernel[1] - 1 if spec.image else 0)
+    return Plan(height, width, groups, group_in, group_out, vectors, tile)
+
+
+def signature(spec: DirectConv, arithmetic: Arithmetic) -> Signature:
+    p, lanes = plan(spec, arithmetic), arithmetic.lanes
+    if spec.image:
+        source = (spec.batch, spec.in_channels, spec.height, spec.width)
+    else:
+        source = (spec.batch, spec.height, spec.width, round_up(spec.in_channels, lanes))
+    output = (spec.batch, p.out_height, p.out_width, round_up(spec.out_channels, lanes))
+    outputs = p.groups * p.vectors * lanes
+    taps = spec.window.kernel[0] * spec.window.kernel[1]
+    weights = ((outputs * taps * p.group_in,), (outputs,))
+    return Signature((source,), weights, output if spec.epilogue.residual else None, output)
+
+
+def pack(spec: DirectConv, arithmetic: Arithmetic, weight: np.ndarray, bias: np.ndarray | None) -> list[np.ndarray]:
+    """weight [out, in / groups, kh, kw] -> panels per group, bias.
+
+    The reduction runs over kh, kw, in; where an image is read over kh, in, kw.
+    """
+    p = plan(spec, arithmetic)
+    own_in, own_out = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    joined = np.zeros((p.groups, p.group_out, p.group_in, *spec.window.kernel), np.float32)
+    for part in range(spec.groups // p.groups):  # the block diagonal
+        outs, ins = slice(part * own_out, (part + 1) * own_out), slice(part * own_in, (part + 1) * own_in)
+        each = np.asarray(weight).reshape(p.groups, -1, own_out, own_in, *spec.window.kernel)
+        joined[:, outs, ins] = each[:, part]
+    order = (0, 1, 3, 2, 4) if spec.image else (0, 1, 3, 4, 2)
+    matrices = joined.transpose(order).reshape(p.groups, p.group_out, -1)
+    cut = [packing.panels(matrix, arithmetic.lanes, p.tile.vectors) for matrix in matrices]
+    return [np.concatenate(cut), packing.lanes_of(bias, spec.out_channels, arithmetic.lanes)]
+
+
+def describe(spec: DirectConv, arithmetic: Arithmetic) -> str:
+    tile, kernel = plan(spec, arithmetic).tile, "x".join(map(str, spec.window.kernel))
+    return f"direct {kernel}, tile {tile.pixels} pixels x {tile.vectors} vectors of {arithmetic.lanes}"
+
+
+def prim_func(spec: DirectConv, arithmetic: Arithmetic) -> Any:
+    with Kernel() as kernel:
+        given = kernel.parameters(signature(spec, arithmetic))
+        output = Output(kernel, arithmetic.lanes, spec.epilogue, given.target, given.residual)
+        nest = _Nest(kernel, arithmetic, spec, plan(spec, arithmetic), given.sources[0], *given.weights, output)
+        nest.emit(spec.batch or given.batch)
+    return kernel.prim_func
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Which register tile: the indices of the loops around it."""
+
+    image: Index
+    row: Index
+    column: Index
+    columns: Columns
+    group: Index
+    panel: Index
+    vectors: int
+
+
+@dataclass(frozen=True)
+class _Nest:
+    """The loops around the microkernel."""
+
+    kernel: Kernel
+    arithmetic: Arithmetic
+    spec: DirectConv
+    plan: Plan
+    source: View
+    weights: View
+    bias: View
+    output: Output
+
+    def emit(self, images: Index) -> None:
+        """Images, blocks of rows, groups, panels of weights; inside, the tiles of one block."""
+        p, spec, size = self.plan, self.spec, self.plan.tile.vectors
+        panels = list(segments(p.vectors, size))
+        count = sum(panel.count for panel in panels)
+        image_bytes = 4 * spec.height * spec.width * self.pitch_in
+        parts = blocks(self.arithmetic, image_bytes, p.out_height, p.groups * count)
+        share = -(-p.out_height // parts)
+        parallel = is_parallel(self.arithmetic, p.out_height * p.out_width * self.depth * p.groups * p.group_out)
+        with self.kernel.grid(images, parts, p.groups, count, parallel=parallel) as (image, part, group, panel):
+            first = part * share
+            mine = share if parts * share == p.out_height else smallest(share, p.out_height - first)
+            for cut in panels:
+                with self.kernel.when(lies_in(panel, cut, size, count)), self.kernel.loop(mine, first) as row:
+                    for columns in cut_columns(spec.window, spec.width, p.out_width, p.tile.pixels):
+                        with self.kernel.loop(columns.count) as i:
+                            column = columns.start + i * columns.size
+                            self.tile(_Place(image, row, column, columns, group, panel, cut.size))
+
+    @property
+    def pitch_in(self) -> int:
+        """Elements from one pixel of the packed input to the next."""
+        return round_up(self.spec.in_channels, self.arithmetic.lanes)
+
+    @property
+    def depth(self) -> int:
+        """Products per output."""
+        return self.spec.window.kernel[0] * self.spec.window.kernel[1] * self.plan.group_in
+
+    def tile(self, place: _Place) -> None:
+        """One register tile: neighbouring columns by the vectors of one panel."""
+        p, lanes, window = self.plan, self.arithmetic.lanes, self.spec.window
+        channel = (place.group * p.vectors + place.panel * p.tile.vectors) * lanes
+        sums = Accumulators(self.kernel, self.arithmetic, place.columns.size, place.vectors)
+        sums.start(self.bias, channel)
+        begin, end = rows_on_image(window, self.spec.height, place.row)
+        with self.kernel.loop(end - begin, begin) as tap:
+            feed = self.feed_image if self.spec.image else self.feed
+            feed(sums, place, tap, channel * self.depth)
+        output, pitch = self.output.at(place.image), round_up(self.spec.out_channels, lanes)
+        first = (place.row * p.out_width + place.column) * pitch + channel
+
+        def store(i: int, v: int, value: Vector) -> None:
+            output.write(first + i * pitch + v * lanes, value)
+
+        sums.finish(store)
+
+    def feed(self, sums: Accumulators, place: _Place, tap_row: Index, panel: Index) -> None:
+        """One row of the window over packed channels: the channels of each tap are one run.
+
+        `panel`: offset of the panel of weights.
+        """
+        p, spec, window = self.plan, self.spec, self.spec.window
+        source, line = self.source.at(place.image), input_row(window, place.row, tap_row) * spec.width
+        for first, taps, taking_part in place.columns.taps():
+            with self.kernel.loop(taps, first) as tap:
+                start = (line + input_column(window, place.column, tap)) * self.pitch_in + place.group * p.group_in
+                offsets = _offsets(start, window.stride[1] * self.pitch_in, taking_part)
+                done = tap_row * window.kernel[1] + tap
+                weights = panel + done * (p.group_in * place.vectors * self.arithmetic.lanes)
+                sums.accumulate(source, offsets, self.weights, weights, p.group_in, self.ahead(place, panel, done))
+
+    def ahead(self, place: _Place, panel: Index, done: Index) -> Ahead | None:
+        """What a whole tile prefetches of the next panel in tap number `done`."""
+        p, window = self.plan, self.spec.window
+        if place.columns.size != p.tile.pixels:
+            return None
+        per_row = p.out_width // p.tile.pixels
+        lines = Ahead.lines_per_pass(self.arithmetic, place.vectors, p.out_height * per_row)
+        tiles = place.row * per_row + place.column // p.tile.pixels
+        passes = (tiles * (window.kernel[0] * window.kernel[1]) + done) * (p.group_in // self.arithmetic.unroll)
+        next_panel = panel + self.depth * place.vectors * self.arithmetic.lanes
+        return Ahead(next_panel, passes, lines) if lines else None
+
+    def feed_image(self, sums: Accumulators, place: _Place, tap_row: Index, panel: Index) -> None:
+        """One row of the window over the planes of a plain image.
+
+        Taps that read the same pixel stand side by side: LLVM loads it once, and need not keep it.
+        """
+        p, spec, window = self.plan, self.spec, self.spec.window
+        source, line = self.source.at(place.image), input_row(window, place.row, tap_row)
+        with self.kernel.loop(p.group_in) as channel:
+            start = ((place.group * p.group_in + channel) * spec.height + line) * spec.width
+            for i, tap in by_input(window, place.columns):
+                offsets: list[Index | None] = [None] * place.columns.size
+                offsets[i] = start + input_column(window, place.column + i, tap)
+                step = (tap_row * p.group_in + channel) * window.kernel[1] + tap
+                weights = panel + step * (place.vectors * self.arithmetic.lanes)
+                sums.accumulate(source, offsets, self.weights, weights, 1)
+
+
+def _offsets(start: Index, pitch: int, taking_part: tuple[bool, ...]) -> list[Index | None]:
+    return [start + i * pitch if takes_part else None for i, takes_part in enumerate(taking_part)]

@@ -1,0 +1,177 @@
+"""A 1x1 convolution and the depthwise convolution behind it, one panel of channels at a time.
+
+The wide tensor between them exists only as a ring of the few rows that the depthwise window spans, so it never leaves
+the cache: before each row of output, the rows of the expansion that it needs and that are not there yet are computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..arithmetic import Arithmetic
+from . import depthwise, packing
+from .builder import Index, Kernel, Vector, View, largest, smallest
+from .depthwise import Taps, tile_columns
+from .microkernel import Accumulators, Ahead
+from .output import Output
+from .shapes import Depthwise, ExpandDepthwise, Signature, round_up
+from .tile import Segment, Tile, is_parallel, lies_in, register_tile, segments
+from .window import cut_columns
+
+
+def _depthwise(spec: ExpandDepthwise) -> Depthwise:
+    return Depthwise(spec.batch, spec.height, spec.width, spec.channels, spec.window, spec.epilogue)
+
+
+def _tile(spec: ExpandDepthwise, arithmetic: Arithmetic) -> Tile:
+    vectors = round_up(spec.channels, arithmetic.lanes) // arithmetic.lanes
+    return register_tile(arithmetic, spec.width, vectors)
+
+
+def signature(spec: ExpandDepthwise, arithmetic: Arithmetic) -> Signature:
+    second, lanes = depthwise.signature(_depthwise(spec), arithmetic), arithmetic.lanes
+    channels = round_up(spec.channels, lanes)
+    source = (spec.batch, spec.height, spec.width, round_up(spec.in_channels, lanes))
+    weights = ((channels * spec.in_channels,), (channels,), *second.weights)
+    return replace(second, inputs=(source,), weights=weights)
+
+
+def pack(
+    spec: ExpandDepthwise,
+    arithmetic: Arithmetic,
+    expand_weight: np.ndarray,
+    expand_bias: np.ndarray | None,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+) -> list[np.ndarray]:
+    """expand_weight [channels, in, 1, 1] and weight [channels, 1, kh, kw] -> panels, bias, depthwise weights, bias."""
+    matrix = np.asarray(expand_weight).reshape(spec.channels, spec.in_channels)
+    return [
+        packing.panels(matrix, arithmetic.lanes, _tile(spec, arithmetic).vectors),
+        packing.lanes_of(expand_bias, spec.channels, arithmetic.lanes),
+        *depthwise.pack(_depthwise(spec), arithmetic, weight, bias),
+    ]
+
+
+def describe(spec: ExpandDepthwise, arithmetic: Arithmetic) -> str:
+    tile = _tile(spec, arithmetic)
+    first = f"expand, tile {tile.pixels} pixels x {tile.vectors} vectors of {arithmetic.lanes}"
+    return f"{first}, fused with {depthwise.describe(_depthwise(spec), arithmetic)}"
+
+
+def prim_func(spec: ExpandDepthwise, arithmetic: Arithmetic) -> Any:
+    with Kernel() as kernel:
+        given = kernel.parameters(signature(spec, arithmetic))
+        output = Output(kernel, arithmetic.lanes, spec.epilogue, given.target, given.residual)
+        taps = Taps(kernel, arithmetic, spec.window, spec.height, arithmetic.lanes, *given.weights[2:])
+        nest = _Nest(
+            kernel, arithmetic, spec, _tile(spec, arithmetic), given.sources[0], *given.weights[:2], taps, output
+        )
+        nest.emit(spec.batch or given.batch)
+    return kernel.prim_func
+
+
+@dataclass(frozen=True)
+class _Nest:
+    """The loops around the two microkernels."""
+
+    kernel: Kernel
+    arithmetic: Arithmetic
+    spec: ExpandDepthwise
+    tile: Tile
+    source: View
+    weights: View
+    bias: View
+    taps: Taps
+    output: Output
+
+    @property
+    def rows(self) -> int:
+        """Rows of the ring: what the window spans."""
+        return (self.spec.window.kernel[0] - 1) * self.spec.window.dilation[0] + 1
+
+    def emit(self, images: Index) -> None:
+        """Images, bands of rows, panels of channels; inside, the rows of output of one band."""
+        spec, lanes, size = self.spec, self.arithmetic.lanes, self.tile.vectors
+        out_height = spec.window.output(spec.height, spec.width)[0]
+        channels = round_up(spec.channels, lanes)
+        panels = list(segments(channels // lanes, size))
+        count = sum(panel.count for panel in panels)
+        parallel = is_parallel(self.arithmetic, spec.height * spec.width * channels * spec.in_channels)
+        # Every band computes the rows that it shares with the band above again: cut only to keep the cores busy.
+        bands = min(-(-4 * self.arithmetic.cores // count), max(1, out_height // 8)) if parallel else 1
+        share = -(-out_height // bands)
+        with self.kernel.grid(images, bands, count, parallel=parallel) as (image, band, panel):
+            first = band * share
+            mine = share if bands * share == out_height else smallest(share, out_height - first)
+            for cut in panels:
+                with self.kernel.when(lies_in(panel, cut, size, count)):
+                    ring = self.kernel.workspace(self.rows * cut.size * spec.width * lanes)
+                    with self.kernel.loop(mine, first) as row:
+                        self.expand_rows(image, first, row, panel, cut, ring)
+                        self.depthwise_row(image, row, panel, cut, ring)
+
+    def expand_rows(self, image: Index, first: Index, row: Index, panel: Index, cut: Segment, ring: View) -> None:
+        """The rows of the expansion that output row `row` needs, without those that row - 1 has left in the ring."""
+        spec, step, top = self.spec, self.spec.window.stride[0], self.spec.window.padding[0]
+        begin = largest(0, row * step - top)
+        end = smallest(spec.height, row * step - top + self.rows)
+        there = smallest(spec.height, (row - 1) * step - top + self.rows)
+        begin = begin if isinstance(row, int) else self.kernel.select(row == first, begin, largest(begin, there))
+        with self.kernel.loop(end - begin, begin) as y:
+            for columns in segments(spec.width, self.tile.pixels):
+                with self.kernel.loop(columns.count) as i:
+                    self.expand_tile(image, y, columns.start + i * columns.size, columns.size, panel, cut, ring)
+
+    def expand_tile(
+        self, image: Index, y: Index, column: Index, pixels: int, panel: Index, cut: Segment, ring: View
+    ) -> None:
+        """One register tile of the 1x1 convolution, into the ring."""
+        spec, lanes = self.spec, self.arithmetic.lanes
+        pitch, channel = round_up(spec.in_channels, lanes), panel * (self.tile.vectors * lanes)
+        tile = Accumulators(self.kernel, self.arithmetic, pixels, cut.size)
+        tile.start(self.bias, channel)
+        offsets = [(y * spec.width + column + i) * pitch for i in range(pixels)]
+        here = channel * spec.in_channels
+        ahead = self.ahead(here, y * (spec.width // pixels) + column // pixels, pixels, cut)
+        tile.accumulate(self.source.at(image), offsets, self.weights, here, spec.in_channels, ahead)
+        inner = Output(self.kernel, lanes, spec.expand, ring, None)
+
+        def store(i: int, v: int, value: Vector) -> None:
+            inner.write(self.line(y, v, cut) + (column + i) * lanes, value)
+
+        tile.finish(store)
+
+    def ahead(self, here: Index, done: Index, pixels: int, cut: Segment) -> Ahead | None:
+        """What the whole tile number `done` prefetches of the next panel."""
+        spec = self.spec
+        if pixels != self.tile.pixels:
+            return None
+        lines = Ahead.lines_per_pass(self.arithmetic, cut.size, spec.height * (spec.width // pixels))
+        passes = spec.in_channels // self.arithmetic.unroll
+        return Ahead(here + spec.in_channels * cut.size * self.arithmetic.lanes, done * passes, lines) if lines else None
+
+    def line(self, y: Index, vector: Index, cut: Segment) -> Index:
+        """Where the ring holds a vector of input row y."""
+        return ((y % self.rows) * cut.size + vector) * (self.spec.width * self.arithmetic.lanes)
+
+    def depthwise_row(self, image: Index, row: Index, panel: Index, cut: Segment, ring: View) -> None:
+        """One row of output for one panel, out of the ring."""
+        spec, window, lanes = self.spec, self.spec.window, self.arithmetic.lanes
+        out_width = window.output(spec.height, spec.width)[1]
+        pitch, output = round_up(spec.channels, lanes), self.output.at(image)
+        for columns in cut_columns(window, spec.width, out_width, tile_columns(window, out_width, self.arithmetic)):
+            with self.kernel.grid(cut.size, columns.count) as (v, i):
+                column, vector = columns.start + i * columns.size, panel * self.tile.vectors + v
+                place = (row * out_width + column) * pitch + vector * lanes
+
+                def line(y: Index, v: Index = v) -> Index:
+                    return self.line(y, v, cut)
+
+                def store(c: int, value: Vector, place: Index = place) -> None:
+                    output.write(place + c * pitch, value)
+
+                self.taps.tile(ring, line, row, columns, column, vector, store)

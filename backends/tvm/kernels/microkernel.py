@@ -1,0 +1,92 @@
+"""The inner loop of every matrix-like kernel: a tile of accumulators that stays in registers over the reduction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+
+from ..arithmetic import Arithmetic
+from .builder import Index, Kernel, Vector, View
+
+
+CACHE_LINE = 64  # bytes
+FEW_TILES = 4  # per cache line of a pass: with more, the hardware's own prefetch is in time
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """Prefetch of the next panel of weights, spread evenly over the k steps of this one.
+
+    Where maps are small and weights large, a panel serves only a few tiles, so the time to fetch the next one shows.
+    `first`: offset of the next panel; `passed`: passes of the inner loop before this tile.
+    """
+
+    first: Index
+    passed: Index
+    lines: int  # per pass of the inner loop
+
+    @staticmethod
+    def lines_per_pass(arithmetic: Arithmetic, vectors: int, tiles: int) -> int:
+        """Cache lines to prefetch in one pass of the inner loop if `tiles` tiles share a panel; 0 if few would do."""
+        lines = arithmetic.unroll * vectors * arithmetic.lanes * np.dtype(arithmetic.weight).itemsize / CACHE_LINE
+        return ceil(lines / tiles) if tiles <= FEW_TILES * lines else 0
+
+
+class Accumulators:
+    """`pixels` x `vectors` registers, started from the bias, fed by `accumulate`, read by `finish`."""
+
+    def __init__(self, kernel: Kernel, arithmetic: Arithmetic, pixels: int, vectors: int):
+        self._kernel, self._arithmetic, self._vectors = kernel, arithmetic, vectors
+        self._rows = [kernel.registers(vectors, arithmetic.lanes, arithmetic.accumulator) for _ in range(pixels)]
+
+    def start(self, bias: View, offset: Index) -> None:
+        """Every pixel begins with the bias, read from `offset` on."""
+        lanes = self._arithmetic.lanes
+        for v in range(self._vectors):
+            for row in self._rows:
+                row[v].value = bias.vector(offset + v * lanes, lanes)
+
+    def accumulate(
+        self,
+        source: View,
+        offsets: Sequence[Index | None],
+        weights: View,
+        weight_offset: Index,
+        length: int,
+        ahead: Ahead | None = None,
+    ) -> None:
+        """Add `length` products per output.
+
+        Pixel p reads source[offsets[p] .. + length]; a pixel without an offset takes no part (its tap falls on
+        padding). Weights are [length][vectors][lanes] from `weight_offset` on.
+        """
+        rows = [row for row, offset in zip(self._rows, offsets, strict=True) if offset is not None]
+        starts = [offset for offset in offsets if offset is not None]
+        if not rows:
+            return
+        unroll, pitch = self._arithmetic.unroll, self._vectors * self._arithmetic.lanes
+        whole, rest = divmod(length, unroll)
+        if whole:
+            with self._kernel.loop(whole) as k:
+                self._prefetch(weights, ahead, k)
+                here = [start + k * unroll for start in starts]
+                self._arithmetic.multiply(rows, source, here, weights, weight_offset + k * (unroll * pitch), unroll)
+        if rest:
+            here = [start + whole * unroll for start in starts]
+            self._arithmetic.multiply(rows, source, here, weights, weight_offset + whole * unroll * pitch, rest)
+
+    def _prefetch(self, weights: View, ahead: Ahead | None, k: Index) -> None:
+        if ahead is None:
+            return
+        per_line = CACHE_LINE // np.dtype(self._arithmetic.weight).itemsize
+        for line in range(ahead.lines):
+            self._kernel.prefetch(weights, ahead.first + ((ahead.passed + k) * ahead.lines + line) * per_line)
+
+    def finish(self, store: Callable[[int, int, Vector], None]) -> None:
+        """Hand every accumulator to store(pixel, vector, value)."""
+        for p, row in enumerate(self._rows):
+            for v, register in enumerate(row):
+                store(p, v, register.value)

@@ -1,0 +1,177 @@
+"""1x1 convolutions and linear layers: one matrix product over all pixels, a register tile at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..arithmetic import Arithmetic
+from . import packing
+from .builder import Index, Kernel, Vector, View, smallest
+from .microkernel import Accumulators, Ahead
+from .output import Output
+from .shapes import Dense, Pointwise, Shape, Signature, round_up
+from .tile import Segment, Tile, blocks, is_parallel, lies_in, register_tile, segments
+
+FEW = 8  # pixels per image below which the images of a run-time batch share register tiles
+
+
+@dataclass(frozen=True)
+class Product:
+    """The matrix product behind a spec: `images` x `pixels` rows; None is the run-time extent.
+
+    `pitch_in`, `pitch_out`: elements from one row to the next. `rest`: used lanes of the last vector of a plain output
+    (0: all).
+    """
+
+    images: int | None
+    pixels: int | None
+    reduction: int
+    outputs: int
+    pitch_in: int
+    pitch_out: int
+    vectors: int
+    rest: int
+    tile: Tile
+
+
+def product(spec: Pointwise | Dense, arithmetic: Arithmetic) -> Product:
+    """Reduce a spec to its matrix product."""
+    lanes = arithmetic.lanes
+    if isinstance(spec, Dense):
+        images, pixels = 1, spec.rows
+        reduction, outputs = spec.in_features, spec.out_features
+        pitch_in, pitch_out = reduction, outputs
+    else:
+        image = spec.height * spec.width
+        reduction, outputs = spec.in_channels, spec.out_channels
+        pitch_in, pitch_out = round_up(reduction, lanes), round_up(outputs, lanes)
+        if spec.batch is not None:
+            images, pixels = 1, spec.batch * image
+        else:
+            images, pixels = (None, image) if image >= FEW else (1, None)
+    vectors = round_up(outputs, lanes) // lanes
+    tile = register_tile(arithmetic, pixels or FEW // 2, vectors)
+    return Product(images, pixels, reduction, outputs, pitch_in, pitch_out, vectors, pitch_out % lanes, tile)
+
+
+def signature(spec: Pointwise | Dense, arithmetic: Arithmetic) -> Signature:
+    p = product(spec, arithmetic)
+    leading: Shape = (spec.rows,) if isinstance(spec, Dense) else (spec.batch, spec.height, spec.width)
+    output = (*leading, p.pitch_out)
+    weights = ((p.vectors * arithmetic.lanes * p.reduction,), (p.vectors * arithmetic.lanes,))
+    return Signature(((*leading, p.pitch_in),), weights, output if spec.epilogue.residual else None, output)
+
+
+def pack(
+    spec: Pointwise | Dense, arithmetic: Arithmetic, weight: np.ndarray, bias: np.ndarray | None
+) -> list[np.ndarray]:
+    """weight [out, in] or [out, in, 1, 1] -> panels, bias."""
+    p = product(spec, arithmetic)
+    matrix = np.asarray(weight).reshape(p.outputs, p.reduction)
+    return [
+        packing.panels(matrix, arithmetic.lanes, p.tile.vectors),
+        packing.lanes_of(bias, p.outputs, arithmetic.lanes),
+    ]
+
+
+def describe(spec: Pointwise | Dense, arithmetic: Arithmetic) -> str:
+    tile = product(spec, arithmetic).tile
+    family = "dense" if isinstance(spec, Dense) else "pointwise"
+    return f"{family}, tile {tile.pixels} pixels x {tile.vectors} vectors of {arithmetic.lanes}"
+
+
+def prim_func(spec: Pointwise | Dense, arithmetic: Arithmetic) -> Any:
+    p = product(spec, arithmetic)
+    with Kernel() as kernel:
+        given = kernel.parameters(signature(spec, arithmetic))
+        output = Output(kernel, arithmetic.lanes, spec.epilogue, given.target, given.residual)
+        nest = _Nest(kernel, arithmetic, p, given.sources[0], *given.weights, output)
+        if p.images is None:
+            nest.emit(given.batch, p.pixels)
+        elif p.pixels is None:
+            nest.emit(1, given.batch * (1 if isinstance(spec, Dense) else spec.height * spec.width))
+        else:
+            nest.emit(1, p.pixels)
+    return kernel.prim_func
+
+
+@dataclass(frozen=True)
+class _Nest:
+    """The loops around the microkernel."""
+
+    kernel: Kernel
+    arithmetic: Arithmetic
+    product: Product
+    source: View
+    weights: View
+    bias: View
+    output: Output
+
+    def panels(self) -> list[Segment]:
+        """The panels of weights; one whose last vector is not whole stands alone."""
+        cut = list(segments(self.product.vectors, self.product.tile.vectors))
+        last = cut[-1]
+        if self.product.rest and last.count > 1:
+            cut[-1:] = [
+                Segment(0, last.count - 1, last.size),
+                Segment((last.count - 1) * last.size, 1, last.size),
+            ]
+        return cut
+
+    def emit(self, images: Index, pixels: Index) -> None:
+        """Images, blocks of pixels, panels of weights; inside, the tiles of one block."""
+        p, panels, size = self.product, self.panels(), self.product.tile.pixels
+        tiles, rest = pixels // size, pixels % size
+        count = sum(panel.count for panel in panels)
+        parts = blocks(self.arithmetic, 4 * p.pitch_in * p.pixels, tiles, count) if p.pixels else 1
+        share = -(-tiles // parts) if parts > 1 else tiles
+        parallel = is_parallel(self.arithmetic, p.reduction * p.outputs * (p.pixels or FEW))
+        with self.kernel.grid(images, parts, count, parallel=parallel) as (image, part, panel):
+            first = part * share
+            mine = share if parts * share == tiles or parts == 1 else smallest(share, tiles - first)
+            for cut in panels:
+                with self.kernel.when(lies_in(panel, cut, p.tile.vectors, count)):
+                    with self.kernel.loop(mine, first) as tile:
+                        self.tile(image, tile * size, size, panel, cut)
+                    with self.kernel.when(parts == 1 or part == parts - 1):
+                        self.tail(image, tiles * size, rest, panel, cut)
+
+    def tail(self, image: Index, first: Index, rest: Index, panel: Index, cut: Segment) -> None:
+        """The pixels after the last whole tile; a run-time number of them goes one by one."""
+        if not isinstance(rest, int):
+            if self.product.tile.pixels > 1:
+                with self.kernel.loop(rest, first) as pixel:
+                    self.tile(image, pixel, 1, panel, cut)
+        elif rest:
+            self.tile(image, first, rest, panel, cut)
+
+    def ahead(self, here: Index, pixel: Index, pixels: int, cut: Segment) -> Ahead | None:
+        """What a whole tile prefetches of the next panel."""
+        p, tile = self.product, self.product.tile
+        if p.pixels is None or pixels != tile.pixels:
+            return None
+        lines = Ahead.lines_per_pass(self.arithmetic, cut.size, p.pixels // pixels)
+        passes = p.reduction // self.arithmetic.unroll
+        next_panel = here + p.reduction * cut.size * self.arithmetic.lanes
+        return Ahead(next_panel, pixel // pixels * passes, lines) if lines else None
+
+    def tile(self, image: Index, pixel: Index, pixels: int, panel: Index, cut: Segment) -> None:
+        """One register tile: `pixels` rows by the vectors of one panel."""
+        p, lanes = self.product, self.arithmetic.lanes
+        channel = panel * (p.tile.vectors * lanes)
+        tile = Accumulators(self.kernel, self.arithmetic, pixels, cut.size)
+        tile.start(self.bias, channel)
+        offsets = [(pixel + i) * p.pitch_in for i in range(pixels)]
+        here = channel * p.reduction
+        ahead = self.ahead(here, pixel, pixels, cut)
+        tile.accumulate(self.source.at(image), offsets, self.weights, here, p.reduction, ahead)
+        output, ends_here = self.output.at(image), cut.count == 1 and cut.start + cut.size == p.vectors
+
+        def store(i: int, v: int, value: Vector) -> None:
+            used = p.rest if ends_here and v == cut.size - 1 else 0
+            output.write((pixel + i) * p.pitch_out + channel + v * lanes, value, used)
+
+        tile.finish(store)

@@ -1,0 +1,195 @@
+"""What a kernel computes, as small hashable values: equal specs (and equal arithmetic) share one compiled kernel.
+
+Packed activations are `[N, H, W, Cp]` with Cp = channels rounded up to the lanes of a vector. The padding lanes hold
+arbitrary finite values. `batch=None` leaves the leading dimension to run time. Heights and widths are the input's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+def round_up(n: int, multiple: int) -> int:
+    """The least multiple that is not below n."""
+    return -(-n // multiple) * multiple
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What happens to a finished value before it is stored.
+
+    `activation` is a row of `activations.ACTIVATIONS`; "clip" takes its `bounds`. `residual` adds a tensor of the
+    output's shape "before" the activation or "after" it.
+    """
+
+    activation: str | None = None
+    bounds: tuple[float, float] | None = None
+    residual: str | None = None
+
+
+@dataclass(frozen=True)
+class Window:
+    """A sliding window. Padding is (top, bottom, left, right) in pixels."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+
+    def output(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the result."""
+        top, bottom, left, right = self.padding
+        reach = [(k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation, strict=True)]
+        rows, columns = height + top + bottom - reach[0], width + left + right - reach[1]
+        return rows // self.stride[0] + 1, columns // self.stride[1] + 1
+
+
+@dataclass(frozen=True)
+class Pointwise:
+    """A 1x1 convolution with stride 1 (other strides: DirectConv)."""
+
+    batch: int | None
+    height: int
+    width: int
+    in_channels: int
+    out_channels: int
+    epilogue: Epilogue = Epilogue()
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A linear layer on plain tensors: [rows, in_features] -> [rows, out_features]."""
+
+    rows: int | None
+    in_features: int
+    out_features: int
+    epilogue: Epilogue = Epilogue()
+
+
+@dataclass(frozen=True)
+class DirectConv:
+    """A convolution of any window and grouping. With `image` the input is plain NCHW."""
+
+    batch: int | None
+    height: int
+    width: int
+    in_channels: int
+    out_channels: int
+    window: Window
+    groups: int = 1
+    image: bool = False
+    epilogue: Epilogue = Epilogue()
+
+
+@dataclass(frozen=True)
+class Depthwise:
+    """A depthwise convolution with channel multiplier 1."""
+
+    batch: int | None
+    height: int
+    width: int
+    channels: int
+    window: Window
+    epilogue: Epilogue = Epilogue()
+
+
+@dataclass(frozen=True)
+class ExpandDepthwise:
+    """A 1x1 convolution from `in_channels` to `channels` and the depthwise convolution that alone reads it.
+
+    `expand` is the 1x1's epilogue (an activation, no residual).
+    """
+
+    batch: int | None
+    height: int
+    width: int
+    in_channels: int
+    channels: int
+    window: Window
+    expand: Epilogue = Epilogue()
+    epilogue: Epilogue = Epilogue()
+
+
+@dataclass(frozen=True)
+class GlobalMean:
+    """The mean over height and width: [N, H, W, Cp] -> [N, 1, 1, Cp]."""
+
+    batch: int | None
+    height: int
+    width: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Max or mean over a sliding window (`mode`); `count_padding` lets padded pixels count in the mean's divisor."""
+
+    batch: int | None
+    height: int
+    width: int
+    channels: int
+    window: Window
+    mode: str
+    count_padding: bool = True
+
+
+@dataclass(frozen=True)
+class Binary:
+    """`operation` ("add" or "mul") of two packed tensors; with `per_channel` the second is [N, 1, 1, Cp]."""
+
+    batch: int | None
+    height: int
+    width: int
+    channels: int
+    operation: str
+    per_channel: bool = False
+    epilogue: Epilogue = Epilogue()
+
+
+@dataclass(frozen=True)
+class Unary:
+    """An activation on its own."""
+
+    batch: int | None
+    height: int
+    width: int
+    channels: int
+    epilogue: Epilogue
+
+
+@dataclass(frozen=True)
+class ToPacked:
+    """Plain NCHW to packed NHWCp."""
+
+    batch: int | None
+    height: int
+    width: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class ToPlain:
+    """Packed NHWCp to plain NCHW."""
+
+    batch: int | None
+    height: int
+    width: int
+    channels: int
+
+
+Spec = (
+    Pointwise | Dense | DirectConv | Depthwise | ExpandDepthwise
+    | GlobalMean | Pool | Binary | Unary | ToPacked | ToPlain
+)  # fmt: skip
+
+Shape = tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Shapes of a kernel's parameters in call order: inputs, weights, residual, output. None is the run-time batch."""
+
+    inputs: tuple[Shape, ...]
+    weights: tuple[Shape, ...]
+    residual: Shape | None
+    output: Shape

@@ -1,0 +1,81 @@
+"""Sliding windows without a halo in memory: which taps of a window fall on the image, and which on padding.
+
+Rows are cut off at run time (a loop over the window's rows that lie on the image); columns at compile time, because a
+register tile covers several of them: tiles whose columns lose the same taps share one body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .builder import Index, largest, smallest
+from .shapes import Window
+
+
+@dataclass(frozen=True)
+class Columns:
+    """`count` neighbouring tiles of `size` output columns from `start` on.
+
+    on_image[tap][column]: whether that tap of the window's row reads a pixel of the image.
+    """
+
+    start: int
+    count: int
+    size: int
+    on_image: tuple[tuple[bool, ...], ...]
+
+    def taps(self) -> Iterator[tuple[int, int, tuple[bool, ...]]]:
+        """(first tap, number of taps, columns that take part) of neighbouring taps that treat all columns alike."""
+        first = 0
+        for tap in range(1, len(self.on_image) + 1):
+            if tap == len(self.on_image) or self.on_image[tap] != self.on_image[first]:
+                yield first, tap - first, self.on_image[first]
+                first = tap
+
+
+def cut_columns(window: Window, width: int, out_width: int, size: int) -> list[Columns]:
+    """Cut a row of output columns into tiles of `size`, equal neighbours joined."""
+    left, step, spread = window.padding[2], window.stride[1], window.dilation[1]
+    cut: list[Columns] = []
+    for start in range(0, out_width, size):
+        columns = range(start, min(start + size, out_width))
+        on_image = tuple(
+            tuple(0 <= column * step + tap * spread - left < width for column in columns)
+            for tap in range(window.kernel[1])
+        )
+        if cut and (cut[-1].size, cut[-1].on_image) == (len(columns), on_image):
+            cut[-1] = Columns(cut[-1].start, cut[-1].count + 1, len(columns), on_image)
+        else:
+            cut.append(Columns(start, 1, len(columns), on_image))
+    return cut
+
+
+def rows_on_image(window: Window, height: int, row: Index) -> tuple[Index, Index]:
+    """(first, past the last) of the window's rows that lie on the image, for one output row."""
+    top, step, spread, taps = window.padding[0], window.stride[0], window.dilation[0], window.kernel[0]
+    reach = (taps - 1) * spread + 1
+    last_row = (height + top + window.padding[1] - reach) // step
+    first: Index = 0
+    if top:
+        first = largest(0, (top - row * step + spread - 1) // spread)
+    end: Index = taps
+    if last_row * step + reach - top > height:
+        end = smallest(taps, (height + top - row * step + spread - 1) // spread)
+    return first, end
+
+
+def input_row(window: Window, row: Index, tap: Index) -> Index:
+    """The image row that one row of the window reads."""
+    return row * window.stride[0] + tap * window.dilation[0] - window.padding[0]
+
+
+def input_column(window: Window, column: Index, tap: Index) -> Index:
+    """The image column that one column of the window reads."""
+    return column * window.stride[1] + tap * window.dilation[1] - window.padding[2]
+
+
+def by_input(window: Window, columns: Columns) -> list[tuple[int, int]]:
+    """(output column, tap) pairs on the image, those that read one input column side by side: LLVM loads it once."""
+    pairs = [(i, tap) for tap, reads in enumerate(columns.on_image) for i, on_image in enumerate(reads) if on_image]
+    return sorted(pairs, key=lambda pair: (input_column(window, pair[0], pair[1]), pair))

@@ -1,0 +1,55 @@
+"""Connected components of atoms, merged as edges arrive, each free or frozen with the first reason given."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from .relation import Dim
+
+FREE = np.iinfo(np.int64).max
+
+
+def connect(a: np.ndarray, b: np.ndarray, count: int) -> tuple[int, np.ndarray]:
+    """The number of components of `count` vertices with the edges a[i] - b[i], and the component of each vertex."""
+    graph = coo_matrix((np.ones(len(a), bool), (a, b)), shape=(count, count))
+    return connected_components(graph, directed=False)
+
+
+class Components:
+    """Which atoms live and die together.
+
+    label    atom -> component
+    reason   component -> the number of the reason that freezes it, or FREE
+    """
+
+    def __init__(self, count: int):
+        self.label = np.arange(count)
+        self.reason = np.full(count, FREE)
+
+    @property
+    def is_free(self) -> np.ndarray:
+        return self.reason == FREE
+
+    def merge(self, edges: Sequence[tuple[Dim, Dim]]) -> None:
+        """Join the components that an edge connects. Labels are merged, never computed from scratch."""
+        if not edges:
+            return
+        a, b = (self.label[np.concatenate([edge[end] for edge in edges])] for end in (0, 1))
+        count, component = connect(a, b, len(self.reason))
+        reason = np.full(count, FREE)
+        np.minimum.at(reason, component, self.reason)
+        self.label, self.reason = component[self.label], reason
+
+    def freeze(self, dims: Sequence[tuple[Dim, int]]) -> None:
+        """Freeze the components of (dim, reason) pairs; of several reasons the smallest number stays."""
+        if not dims:
+            return
+        atoms = np.concatenate([dim for dim, _ in dims])
+        reasons = np.repeat([reason for _, reason in dims], [len(dim) for dim, _ in dims])
+        np.minimum.at(self.reason, self.label[atoms], reasons)
+
+    def covers(self, dim: Dim) -> bool:
+        """The whole dim is one component: to remove it would leave an empty tensor."""
+        return len(dim) > 0 and bool((self.label[dim] == self.label[dim[0]]).all())

@@ -1,0 +1,97 @@
+"""Removing atoms from a graph: weights lose indices, shape arguments are recounted."""
+
+import operator
+from collections.abc import Callable
+from math import gcd
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from ...ir import rewrite
+from ...ir.graph import set_call_argument
+from ...ir.ops import arguments, has_schema, op_name
+from .channels import IndexGraph
+from .relation import Dim, Dims
+from .rules import REFITS
+
+
+class Cut:
+    """One removal, as the refits of the rules see it.
+
+    alive   for every atom whether it survives
+    """
+
+    def __init__(self, index: IndexGraph, alive: np.ndarray):
+        self.index, self.graph, self.alive = index, index.graph, alive
+
+    def dims(self, node: fx.Node) -> Dims:
+        return self.index[node]
+
+    def all_dims(self, node: fx.Node) -> list[Dims]:
+        return self.index.values[node]
+
+    def count(self, dim: Dim) -> int:
+        return int(self.alive[dim].sum())
+
+    def is_cut(self, dim: Dim) -> bool:
+        return self.count(dim) < len(dim)
+
+    def blocks(self, dim: Dim, number: int) -> int:
+        """Of `number` equal blocks of a dim, how many have a survivor."""
+        return int(self.alive[dim].reshape(number, -1).any(axis=1).sum())
+
+    def set(self, node: fx.Node, name: str, value: Any) -> None:
+        set_call_argument(node, name, value)
+
+    def resize(self, node: fx.Node, name: str, dims: Dims) -> None:
+        """Write the surviving extents into a size argument; -1 and symbolic extents that do not shrink stay."""
+        old = getattr(arguments(node), name)
+        if any(self.is_cut(dim) for dim in dims):
+            self.set(node, name, [self._extent(node, v, dim) for v, dim in zip(old, dims, strict=True)])
+
+    def recast(self, node: fx.Node, target: Callable, args: tuple) -> None:
+        """Make the node another call with the same results; its identity is kept for the proof."""
+        node.target, node.args, node.kwargs = target, args, {}
+
+    def _extent(self, node: fx.Node, value: Any, dim: Dim) -> Any:
+        if value == -1 or not self.is_cut(dim):
+            return value
+        if not isinstance(value, fx.Node):
+            return self.count(dim)
+        common = gcd(self.count(dim), len(dim))  # a symbolic product such as batch * channels is scaled
+        scaled = self._arithmetic(operator.mul, value, self.count(dim) // common, node)
+        return self._arithmetic(operator.floordiv, scaled, len(dim) // common, node)
+
+    def _arithmetic(self, function: Callable, value: fx.Node, number: int, before: fx.Node) -> fx.Node:
+        return value if number == 1 else rewrite.insert(self.graph, function, (value, number), before=before)
+
+
+def cut(index: IndexGraph, alive: np.ndarray) -> None:
+    """Remove all atoms that are not `alive` from the graph that `index` was made of.
+
+    Weights keep their names, ties and `requires_grad`. The graph's types are inferred anew.
+    Raises VerifyError where the remaining shapes do not fit together (a rule is wrong).
+    """
+    removal = Cut(index, alive)
+    for node in list(index.graph.nodes):
+        refit = REFITS.get(op_name(node)) if has_schema(node) else None
+        if refit is not None and node in index.values:
+            refit(removal, node, arguments(node))
+    done: set[int] = set()
+    for name, dims in index.weights.items():
+        weight = index.graph.weight(name)
+        if id(weight) not in done and any(removal.is_cut(dim) for dim in dims):
+            rewrite.set_weight(index.graph, name, thin(weight, dims, alive))
+        done.add(id(index.graph.weight(name)))
+    rewrite.finish(index.graph)
+
+
+def thin(tensor: torch.Tensor, dims: Dims, alive: np.ndarray) -> torch.Tensor:
+    """The part of a tensor that survives, as a new tensor without gradient history."""
+    result = tensor.detach()
+    for position, dim in enumerate(dims):
+        if not alive[dim].all():
+            result = result.index_select(position, torch.from_numpy(np.flatnonzero(alive[dim])))
+    return result

@@ -1,0 +1,100 @@
+"""One run of the data through the float model, which serves all observers."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from ...ir.errors import UsageError
+from ...ir.graph import Graph
+from ...ir.ops import describe, is_op, tensors
+from ..base import Context
+from .observers import Observer
+from .placement import ACTIVATION_QUANTIZER, WEIGHT_QUANTIZER
+
+_SAMPLES = 8  # of the first batch, for the noise report: enough to rank layers, little beside the run over the data
+
+
+@dataclass
+class Collected:
+    """How many batches went through, and the inputs that stand for them in the noise report."""
+
+    batches: int = 0
+    sample: tuple[torch.Tensor, ...] = ()
+
+
+def collect(graph: Graph, ctx: Context, where: str, observers: dict[str, Observer]) -> Collected:
+    """Show every observer (by the name of its scale) all values of its quantizers, quantizers being bypassed.
+
+    Raises UsageError for no data, an empty loader, a wrong shape, and NaN or infinity, naming the layer.
+    """
+    run = Collected()
+    refuse_broken_weights(graph, where)
+    for inputs in ctx.progress(ctx.batches(graph, where), where):
+        run.batches += 1
+        with torch.no_grad():
+            _Watch(graph, f"{where}, batch {run.batches}", observers).run(*inputs, enable_io_processing=False)
+        for observer in observers.values():
+            observer.end_batch()
+        if run.batches == 1:
+            run.sample = _few(graph, inputs)
+    return run
+
+
+def refuse_broken_weights(graph: Graph, where: str) -> None:
+    """Raises UsageError naming a weight that holds NaN or infinity. Scales are not looked at."""
+    for node in graph.module.graph.find_nodes(op="get_attr"):
+        value = graph.weight(node)
+        is_scale = any(is_op(u, ACTIVATION_QUANTIZER, WEIGHT_QUANTIZER) and u.args[0] is not node for u in node.users)
+        if not is_scale and _is_float(value) and not bool(torch.isfinite(value).all()):
+            raise UsageError(where, f"weight '{node.target}' holds NaN or infinity", "load sound weights")
+
+
+def scale_name(quantizer: fx.Node) -> str:
+    scale = quantizer.args[1]
+    assert isinstance(scale, fx.Node)
+    return str(scale.target)
+
+
+class _Watch(fx.Interpreter):
+    """Runs the float model, showing each quantizer's input to its observer."""
+
+    def __init__(self, graph: Graph, where: str, observers: dict[str, Observer]):
+        super().__init__(graph.module)
+        self.where = where
+        self.observers = observers
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op == "output":
+            self._check_outputs(n)
+        if not is_op(n, ACTIVATION_QUANTIZER, WEIGHT_QUANTIZER):
+            return super().run_node(n)
+        source = n.args[0]
+        assert isinstance(source, fx.Node)
+        value = self.env[source]
+        if is_op(n, ACTIVATION_QUANTIZER):
+            self._check(source, *self.observers[scale_name(n)].observe(value))
+        return value
+
+    def _check_outputs(self, output: fx.Node) -> None:
+        for read in output.all_input_nodes:
+            for tensor in filter(_is_float, tensors(self.env[read])):
+                self._check(read, float(tensor.abs().max()))
+
+    def _check(self, source: fx.Node, *ends: float) -> None:
+        if not all(map(math.isfinite, ends)):
+            what = f"the output of {describe(source)}, '{source.name}', holds NaN or infinity"
+            raise UsageError(self.where, what, "check the data's range and the weights")
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype.is_floating_point and value.numel() > 0
+
+
+def _few(graph: Graph, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """The first samples, where every input counts samples in its first dim."""
+    if all(spec.shape and spec.shape[0] == "b" for spec in graph.inputs):
+        inputs = tuple(value[:_SAMPLES] for value in inputs)
+    return tuple(value.clone() for value in inputs)

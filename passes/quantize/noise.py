@@ -1,0 +1,75 @@
+"""Signal to noise: a fake-quantized model against its float self, run side by side, value by value."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.node import map_aggregate
+
+from ...ir.graph import Graph
+from ...ir.ops import is_op, tensors
+from .placement import ACTIVATION_QUANTIZER, WEIGHT_QUANTIZER
+
+_LEAST = -200.0  # decibels of noise without any signal, kept finite for reports
+
+
+def signal_to_noise(graph: Graph, inputs: Iterable[torch.Tensor]) -> tuple[dict[str, float | None], float | None]:
+    """Decibels per activation quantizer (by node name) and of the model's outputs together; None where both are equal.
+
+    The noise at a quantizer is all that arose up to it: 10 log10(sum(float^2) / sum((float - quantized)^2)).
+    Only values still to be read are held, in both forms.
+    """
+    interpreter = _SideBySide(graph.module)
+    twins = [_Twin(value, value.clone()) for value in inputs]
+    with torch.no_grad():
+        interpreter.run(*twins, enable_io_processing=False)
+    return interpreter.found, interpreter.output_decibels
+
+
+@dataclass(frozen=True, eq=False)
+class _Twin:
+    """One value of the graph in float and fake-quantized."""
+
+    exact: Any
+    quantized: Any
+
+
+class _SideBySide(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule):
+        super().__init__(module)
+        self.found: dict[str, float | None] = {}
+        self.output_decibels: float | None = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op == "output":
+            self.output_decibels = _decibels([self.env[read] for read in n.all_input_nodes])
+        if n.op != "call_function":
+            return super().run_node(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        quantized = n.target(*_side(args, "quantized"), **_side(kwargs, "quantized"))  # type: ignore[operator]
+        if is_op(n, ACTIVATION_QUANTIZER, WEIGHT_QUANTIZER):
+            twin = _Twin(_side(args[0], "exact"), quantized)
+        else:
+            twin = _Twin(n.target(*_side(args, "exact"), **_side(kwargs, "exact")), quantized)  # type: ignore[operator]
+        if is_op(n, ACTIVATION_QUANTIZER):
+            self.found[n.name] = _decibels([twin])
+        return twin
+
+
+def _side(value: Any, which: str) -> Any:
+    return map_aggregate(value, lambda v: getattr(v, which) if isinstance(v, _Twin) else v)
+
+
+def _decibels(twins: list[Any]) -> float | None:
+    signal = noise = 0.0
+    for twin in (t for t in twins if isinstance(t, _Twin)):
+        for exact, quantized in zip(tensors(twin.exact), tensors(twin.quantized), strict=True):
+            exact = exact.double()
+            signal += float(exact.square().sum())
+            noise += float((exact - quantized.double()).square().sum())
+    if noise == 0.0:
+        return None
+    return max(round(10 * math.log10(signal / noise), 2), _LEAST) if signal else _LEAST

@@ -1,0 +1,153 @@
+"""Per-op traits: what each op means to a quantizer. A new op is a new row."""
+
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import fx
+
+from ...ir.graph import Graph
+from ...ir.ops import arguments, is_getitem, is_op, only_user, op_name
+
+
+class Role(Enum):
+    """How an op stands to the scales of the values around it."""
+
+    PRODUCT = "multiplies by a stored weight: input and weight are quantized, the sum is int32"
+    ARITHMETIC = "combines activations in integers: each input has its own scale, the output another"
+    UNARY = "maps one activation to another range in integers (a table, a mean): input and output have own scales"
+    JOIN = "puts activations side by side unchanged: all inputs and the output share one scale"
+    PASS = "moves values without changing them: the output shares the input's scale, no second quantizer"
+    FLOAT = "has no integer form: it stays in float"
+
+
+# The axis of the weight that counts output channels (within a group, for a transposed conv).
+WEIGHT_AXIS = {
+    **dict.fromkeys(("conv1d", "conv2d", "linear"), 0),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d"), 1),
+}
+
+# Monotone clips, which an integer kernel does as it stores: the quantizer sits behind them, on the clipped range.
+CLIPS = frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max"})
+
+_ROLES = {
+    **dict.fromkeys(WEIGHT_AXIS, Role.PRODUCT),
+    **dict.fromkeys(("add", "sub", "mul"), Role.ARITHMETIC),
+    **dict.fromkeys(CLIPS, Role.UNARY),
+    **dict.fromkeys(
+        (
+            "batch_norm", "sigmoid", "hardsigmoid", "silu", "hardswish", "gelu", "tanh", "leaky_relu", "elu", "mish",
+            "softplus", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "mean",
+            "upsample_bilinear2d",
+        ),
+        Role.UNARY,
+    ),
+    **dict.fromkeys(("cat", "concat", "concatenate", "stack"), Role.JOIN),
+    **dict.fromkeys(
+        (
+            "max_pool1d", "max_pool2d", "adaptive_max_pool2d", "view", "_unsafe_view", "reshape", "flatten",
+            "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze", "expand", "repeat", "slice", "select",
+            "narrow", "split", "split_with_sizes", "chunk", "unbind", "index_select", "flip", "roll", "contiguous",
+            "clone", "alias", "dropout", "feature_dropout", "pad", "constant_pad_nd", "pixel_shuffle",
+            "pixel_unshuffle", "channel_shuffle", "upsample_nearest2d",
+            "fake_quantize_per_tensor_affine",
+        ),
+        Role.PASS,
+    ),
+}  # fmt: skip
+
+_FILLS = {"pad": "value", "constant_pad_nd": "value"}
+
+
+class Roles:
+    """The role of every call of a graph, and why those in FLOAT are there."""
+
+    def __init__(self, graph: Graph):
+        self._roles: dict[fx.Node, Role] = {}
+        self._why: dict[fx.Node, str] = {}
+        self._constants: set[fx.Node] = set()
+        for node in graph.nodes:
+            self._add(node)
+
+    def __getitem__(self, node: fx.Node) -> Role:
+        return self._roles.get(node, Role.FLOAT)
+
+    def why_float(self, node: fx.Node) -> str:
+        return self._why.get(node, "")
+
+    def fused_head(self, node: fx.Node) -> fx.Node | None:
+        """The op whose epilogue this clip or batch norm is: the node is its only reader. None for other nodes.
+
+        conv -> batch_norm -> relu: the head of both is the conv, and only the relu's value is ever stored.
+        """
+        if not is_op(node, "batch_norm", *CLIPS):
+            return None
+        (source,) = data_inputs(node)
+        if only_user(source) is not node or source.op != "call_function":
+            return None
+        if is_op(node, "batch_norm"):
+            return source if is_op(source, *WEIGHT_AXIS) else None
+        if self[source] in (Role.PASS, Role.JOIN) or is_op(source, *CLIPS):
+            return None
+        return self.fused_head(source) or source
+
+    def sources(self, value: fx.Node) -> list[fx.Node]:
+        """The values whose numbers this one holds, looking back through ops that only move numbers."""
+        if self[value] not in (Role.PASS, Role.JOIN):
+            return [value]
+        found = [origin for read in data_inputs(value) for origin in self.sources(read)]
+        return list(dict.fromkeys(found))
+
+    def _add(self, node: fx.Node) -> None:
+        reads = node.all_input_nodes
+        if node.op == "get_attr" or (node.op == "call_function" and all(r in self._constants for r in reads)):
+            self._constants.add(node)
+        if node.op != "call_function":
+            return
+        if is_getitem(node) and isinstance(node.args[0], fx.Node):
+            self._roles[node] = self[node.args[0]]
+        elif why := _why_float(node) or self._why_constant(node):
+            self._why[node] = why
+        else:
+            self._roles[node] = _ROLES[op_name(node)]
+
+    def _why_constant(self, node: fx.Node) -> str:
+        constants = [value for value in data_inputs(node) if value in self._constants]
+        return "it reads a constant as an activation" if constants else ""
+
+
+def data_inputs(node: fx.Node) -> list[fx.Node]:
+    """The activations that a call reads, without weights and sizes."""
+    if _ROLES.get(op_name(node)) is Role.ARITHMETIC:
+        return node.all_input_nodes
+    first: Any = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
+    values = first if isinstance(first, (list, tuple)) else [first]
+    return [value for value in values if isinstance(value, fx.Node)]
+
+
+def stored_weight(product: fx.Node) -> fx.Node | None:
+    """The get_attr node behind a product's weight, seen through a fake-quant node; None for a computed weight."""
+    weight = arguments(product).weight
+    if is_op(weight, "fake_quantize_per_channel_affine"):
+        weight = weight.args[0]
+    return weight if isinstance(weight, fx.Node) and weight.op == "get_attr" else None
+
+
+def _why_float(node: fx.Node) -> str:
+    """Why an op has no integer form with these arguments; empty when it has one."""
+    name = op_name(node)
+    if name not in _ROLES:
+        return "it has no integer form"
+    if name in _FILLS and (fill := getattr(arguments(node), _FILLS[name])):
+        return f"it pads with {fill:g}, only zero is exact in integers"
+    if not all(_is_float(value) for value in data_inputs(node)):
+        return "it reads values that are not float32"
+    if name not in WEIGHT_AXIS:
+        return ""
+    return "" if stored_weight(node) is not None else "its weight is computed, not stored"
+
+
+def _is_float(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return all(isinstance(v, torch.Tensor) and v.dtype == torch.float32 for v in values)

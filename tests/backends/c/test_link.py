@@ -1,0 +1,57 @@
+"""Finding a compiler for a triple, and saying what to install where there is none."""
+
+import importlib.util
+import sys
+
+import pytest
+
+from planish.backends.c.link import find_linker
+from planish.ir.errors import BuildError, UsageError
+
+BOARD = "aarch64-linux-gnu"
+
+
+@pytest.fixture
+def bare_machine(monkeypatch, tmp_path):
+    """A machine with neither GCC nor zig."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    return tmp_path
+
+
+def test_gcc_of_the_triple_comes_first():
+    assert find_linker(BOARD).command == ("aarch64-linux-gnu-gcc",)
+    assert find_linker(BOARD, "zig").command == (sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-musl")
+
+
+def test_zig_steps_in_where_there_is_no_gcc(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_linker(BOARD).name == "zig"
+    assert find_linker("x86_64-linux-gnu").command[-1] == "x86_64-linux-musl"
+
+
+def test_a_compiler_of_another_machine_is_not_taken(bare_machine):
+    native = bare_machine / "gcc"
+    native.write_text("#!/bin/sh\n")
+    native.chmod(0o755)
+    with pytest.raises(BuildError):
+        find_linker("riscv64-linux-gnu")
+
+
+@pytest.mark.parametrize(("wanted", "missing"), [("auto", "neither GCC nor zig"), ("gcc", "no gcc"), ("zig", "no zig")])
+def test_the_message_says_what_to_install(bare_machine, wanted, missing):
+    message = f"{missing} here that links for aarch64; apt install gcc-aarch64-linux-gnu; or pip install ziglang"
+    with pytest.raises(BuildError, match=message):
+        find_linker(BOARD, wanted)
+
+
+def test_an_unknown_linker_is_refused():
+    with pytest.raises(UsageError, match="unknown linker 'lld'; known are auto, gcc, zig"):
+        find_linker(BOARD, "lld")
+
+
+def test_a_failed_build_shows_the_compilers_message(tmp_path):
+    (tmp_path / "wrong.c").write_text("int main(void) { return missing; }\n")
+    with pytest.raises(BuildError, match="missing"):
+        find_linker("x86_64-linux-gnu", "gcc").build(tmp_path, "wrong", ["wrong.c"])
+    assert not (tmp_path / "wrong").exists()

