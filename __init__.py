@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .backends.target import Target
-    from .compiler import CompiledModel, compile
+    from .compiler import CompiledModel, compile, reports
     from .ir.capture import capture
     from .ir.errors import PlanishError
     from .ir.graph import Graph
@@ -17,7 +17,7 @@ else:
     # Modules are imported when a name is first used: `planish --help` need not wait for torch.
     _HOMES = {
         ".backends.target": ("Target",),
-        ".compiler": ("CompiledModel", "compile"),
+        ".compiler": ("CompiledModel", "compile", "reports"),
         ".ir.capture": ("capture",),
         ".ir.errors": ("PlanishError",),
         ".ir.graph": ("Graph",),
@@ -53,5 +53,6 @@ __all__ = [
     "capture",
     "compile",
     "load",
+    "reports",
     "wrap",
 ]

@@ -10,16 +10,16 @@ import torch
 from torch.utils import _pytree as pytree
 
 from .backends.build import Artifact, build
+from .backends.compilations import compilations
 from .backends.target import Target
 from .ir.capture import Source, capture
-from .ir.cost import cost
 from .ir.errors import UsageError
 from .ir.graph import Graph
 from .ir.shapes import check_inputs
 from .ir.specialize import fix_batch
 from .passes.base import Context, Fuel, Pass, no_progress
 from .passes.pipeline import DEFAULT_RECIPE, Pipeline
-from .report import PassReport, Report, cost_row, quantized_layers
+from .report import Report
 
 
 def compile(
@@ -61,22 +61,7 @@ def compile(
     graph = outcome.graph
     fixed = _for_batch(graph, batch, args, row)
     artifact = clock.time("build", lambda: build(fixed, row, str(pipeline)))
-    done, total = quantized_layers(graph)
-    report = Report(
-        target=row.name,
-        recipe=str(pipeline),
-        before=cost_row(outcome.before),
-        after=cost_row(cost(graph)),
-        passes=tuple(PassReport.of(step) for step in outcome.steps),
-        layers=artifact.layers,
-        others=artifact.others,
-        eager=artifact.eager,
-        reasons=artifact.reasons,
-        fake_quantized=done,
-        products=total,
-        facts=artifact.facts,
-        seconds=clock.seconds,
-    )
+    report = Report.of(row.name, str(pipeline), outcome, artifact, clock.seconds)
     return CompiledModel(graph, fixed, row, artifact, report)
 
 
@@ -104,10 +89,7 @@ class CompiledModel:
         return pytree.tree_unflatten(outputs, self._out_spec)
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write a bundle: one file with code, weights, manifest, hashes and a golden input and output.
-
-        Raises UsageError for a model with a dynamic batch: a bundle is for one shape.
-        """
+        """Write a bundle: one file with code, weights, manifest, hashes and a golden input and output."""
         return self._artifact.save(path, self.report.as_dict(), self._golden())
 
     def _golden(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -116,6 +98,17 @@ class CompiledModel:
         with torch.no_grad():
             outputs = pytree.tree_leaves(self._fixed.module(*inputs))
         return list(inputs), outputs
+
+
+def reports() -> list[Report]:
+    """What `torch.compile(model, backend="planish")` made in this process: a report per region, the latest last.
+
+    Only the latest few hundred are kept.
+    """
+    return [
+        Report.of(c.target, c.recipe, c.outcome, c.artifact, c.seconds, eager=c.eager, reasons=c.reasons)
+        for c in compilations()
+    ]
 
 
 class Stopwatch:

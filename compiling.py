@@ -79,7 +79,7 @@ def write(compiled: CompiledModel, bundle: Path, onnx: Path | None) -> dict[str,
     if onnx:
         from .backends.onnx import export_onnx
 
-        export_onnx(compiled.graph, onnx)
+        export_onnx(compiled.graph, onnx, recipe=compiled.report.recipe)
     compiled.save(bundle)
     return {str(path): path.stat().st_size for path in (bundle, onnx) if path}
 

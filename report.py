@@ -10,9 +10,10 @@ from rich.text import Text
 from .tables import byte_count, name, number, prose, spaced, table
 
 if TYPE_CHECKING:
+    from .backends.artifact import Artifact
     from .ir.cost import Cost
     from .ir.graph import Graph
-    from .passes.pipeline import Step
+    from .passes.pipeline import Outcome, Step
 
 PRODUCTS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
 FAKE_QUANTIZERS = ("fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine")
@@ -50,7 +51,7 @@ class PassReport:
 class Report:
     """What a compilation did and what came of it.
 
-    before, after   params, macs, bytes, peak_bytes of the model (batch 1)
+    before, after   params, macs, bytes, peak_bytes of the model (batch 1); empty where it never became a graph
     layers          one row per kernel call: node, kernel, instruction
     others          ops that TVM's own code generation computes, with counts
     eager           calls that stay in PyTorch: (op, source line)
@@ -74,6 +75,27 @@ class Report:
     facts: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
+    @staticmethod
+    def of(target: str, recipe: str, outcome: "Outcome | None", artifact: "Artifact | None", seconds: dict[str, float],
+           eager: tuple[tuple[str, str], ...] = (), reasons: tuple[str, ...] = ()) -> "Report":  # fmt: skip
+        """The report of what a pipeline and a backend made; None for what there was not: PyTorch runs the model."""
+        done, total = quantized_layers(outcome.graph) if outcome else (0, 0)
+        return Report(
+            target=target,
+            recipe=recipe,
+            before=cost_row(outcome.before) if outcome else {},
+            after=cost_row(outcome.steps[-1].cost if outcome.steps else outcome.before) if outcome else {},
+            passes=tuple(PassReport.of(step) for step in outcome.steps) if outcome else (),
+            layers=artifact.layers if artifact else (),
+            others=artifact.others if artifact else {},
+            eager=artifact.eager if artifact else eager,
+            reasons=artifact.reasons if artifact else reasons,
+            fake_quantized=done,
+            products=total,
+            facts=artifact.facts if artifact else {"code": "PyTorch"},
+            seconds=seconds,
+        )
+
     @property
     def int8_kernels(self) -> str:
         """`0 of 52`: how many products run in integers. Fake-quantized layers run in float."""
@@ -94,6 +116,8 @@ class Report:
             report = Report(
                 **{
                     **values,
+                    "before": dict(values["before"]),
+                    "after": dict(values["after"]),
                     "passes": passes,
                     "layers": tuple({key: str(row[key]) for key in LAYER} for row in values.get("layers", ())),
                     "eager": tuple(_pairs(values.get("eager", ()))),
@@ -125,6 +149,7 @@ class Report:
         rows = [
             (label, f"{self.before[key]:,}", f"{self.after[key]:,}", _change(self.before[key], self.after[key]))
             for key, label in COSTS.items()
+            if key in self.before
         ]
         return table("", (name("model, batch 1"), number("before"), number("after"), number("change")), rows)
 

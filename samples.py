@@ -174,7 +174,7 @@ def as_input(where: str, array: np.ndarray, spec: TensorSpec) -> torch.Tensor:
     wanted = str(spec.dtype).removeprefix("torch.")
     if wanted == "bfloat16":
         raise UsageError(where, f"numpy has no dtype for {spec}", "give a function that returns tensors")
-    return torch.from_numpy(np.ascontiguousarray(as_dtype(where, array, wanted)))
+    return torch.from_numpy(np.array(as_dtype(where, array, wanted), order="C"))
 
 
 def batch_size(inputs: Sequence[TensorSpec]) -> int:

@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from .ir.errors import PlanishError
 
+PROGRAM = "planish"
 DEBUG = "PLANISH_DEBUG"
 JSON_OPTION = "--json"
 INTERRUPTED = 130
@@ -43,6 +44,7 @@ class Failure:
     line: str
     exit_code: int
 
+    @property
     def document(self) -> dict[str, Any]:
         return {"error": {"message": self.line, "exit_code": self.exit_code}}
 
@@ -55,21 +57,22 @@ class CommandGroup(TyperGroup):
         as_json = JSON_OPTION in words
         options["standalone_mode"] = False
         with results_stream(as_json) as results:
-            ended = run_guarded(lambda: super(CommandGroup, self).main(words, prog_name or "planish", **options))
+            ended = run_guarded(lambda: super(CommandGroup, self).main(words, PROGRAM, **options))
             if isinstance(ended, Failure):
-                print(f"planish: {ended.line}", file=sys.stderr)
-            shown = ended.document() if isinstance(ended, Failure) else getattr(ended, "document", None)
-            if as_json and shown is not None:
-                print(json.dumps(plain(shown), indent=2, ensure_ascii=False), file=results)
+                print(f"{PROGRAM}: {ended.line}", file=sys.stderr)
+            if as_json and isinstance(ended, (View, Failure)):
+                print(json.dumps(plain(ended.document), indent=2, ensure_ascii=False), file=results)
             elif isinstance(ended, View):
                 stdout_console().print(ended.shown, crop=False)
-        sys.exit(ended if isinstance(ended, int) else getattr(ended, "exit_code", 0))
+        # An int is what --help ends with.
+        sys.exit(ended.exit_code if isinstance(ended, (View, Failure)) else ended)
 
 
 def run_guarded(work: Callable[[], Any]) -> Any:
     """What `work` returns, or the Failure that an exception means."""
     try:
-        return work()
+        ended = work()
+        return Failure("interrupted", INTERRUPTED) if ended == INTERRUPTED else ended
     except typer.Abort:
         return Failure("interrupted", INTERRUPTED)
     except typer.TyperException as error:
@@ -96,11 +99,10 @@ def failure_of(error: Exception) -> Failure:
 def wrong_call(error: typer.TyperException) -> str:
     """typer's message for a wrong option or argument, in our form."""
     context = getattr(error, "ctx", None)
-    command = context.command_path.removeprefix("planish").strip() if context else ""
-    what = str(error.message or error.format_message()).rstrip(".")
+    command = context.command_path.removeprefix(PROGRAM).strip() if context else ""
+    possible = sorted(getattr(error, "possibilities", None) or ())
+    what = f"{error.message}; did you mean '{possible[0]}'?" if possible else error.format_message().rstrip(".")
     what = what[:1].lower() + what[1:]
-    if possible := getattr(error, "possibilities", None):
-        what = f"{what}; did you mean '{sorted(possible)[0]}'?"
     return f"{command or 'command line'}: {what}; see 'planish {command + ' ' if command else ''}--help'."
 
 

@@ -14,6 +14,7 @@ from .artifact import Artifact, Golden, golden_pair, tolerance
 from .bundle import Bundle, write_bundle
 from .c import CProgram, emit, link_library, link_runner
 from .device import Device
+from .session import Session
 from .target import Target
 from .tvm.build import lower
 from .tvm.instructions import multiply_accumulate
@@ -63,8 +64,7 @@ class BoardArtifact(Artifact):
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """On this machine where the code fits it, on the emulator otherwise (slow: it is for checking)."""
-        device = Device.get("local" if self._program.target.runs_here() else "emulator")
-        outputs = device.run(self._bundle, [t.detach().contiguous().numpy() for t in inputs])
+        outputs = self._session.run([t.detach().contiguous().numpy() for t in inputs])
         return [torch.from_numpy(array) for array in outputs]
 
     def save(self, path: str | os.PathLike, report: dict[str, Any], golden: Golden) -> Path:
@@ -78,9 +78,10 @@ class BoardArtifact(Artifact):
         return write_bundle(path, fields, {**self._program.members(), **golden_pair(golden)})
 
     @cached_property
-    def _bundle(self) -> Bundle:
-        """A bundle of its own for running: devices take bundles, so that what is tested is what is shipped."""
+    def _session(self) -> Session:
+        """A bundle of its own, loaded: devices take bundles, so that what is tested is what is shipped."""
         specs = self._program.inputs, self._program.outputs
-        zeros = [[torch.zeros(s.shape, dtype=getattr(torch, s.dtype)) for s in group] for group in specs]
-        path = Path(self._room.name) / "model.planish"
-        return Bundle.open(self.save(path, {"fake_quantized": 0}, (zeros[0], zeros[1])))
+        inputs, outputs = ([torch.zeros(s.shape, dtype=getattr(torch, s.dtype)) for s in group] for group in specs)
+        path = self.save(Path(self._room.name) / "model.planish", {"fake_quantized": 0}, (inputs, outputs))
+        device = Device.get("local" if self._program.target.runs_here() else "emulator")
+        return device.load(Bundle.open(path))

@@ -15,7 +15,8 @@ from .partition import PRODUCTS, is_computation
 def coverage_table(plan: RegionPlan, graph: Graph) -> RenderableType:
     """Counts of ops by where they would run."""
     taken = Counter(op_name(n) for region in plan.split.regions.values() for n in region.nodes if is_computation(n))
-    goes = Table("goes to TVM", "calls", title=f"planish dry run: {len(plan.split.regions)} regions", title_justify="left")
+    title = f"planish dry run: {len(plan.split.regions)} regions"
+    goes = Table("goes to TVM", "calls", title=title, title_justify="left")
     for op, count in taken.most_common():
         goes.add_row(op, str(count))
     products = sum(op_name(node) in PRODUCTS for node in graph.nodes)

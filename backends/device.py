@@ -122,7 +122,7 @@ class EmulatorDevice(Device):
         if bundle.manifest.kind != "c":
             what = f"'{bundle.manifest.name}' is a module for TVM's runtime"
             raise UsageError(self.name, what, "the emulator runs C bundles: build for a board, or use 'local'")
-        engine, prefix = emulator_command(bundle.manifest, self.engine)
+        engine, prefix = emulator_command(bundle.manifest.target, self.engine)
         if engine == "unicorn" and self.threads > 1:
             raise UsageError(self.name, "Unicorn emulates one thread", "give threads=1 or apt install qemu-user")
         name = f"{self.name}:{engine}"

@@ -9,17 +9,17 @@ from rich.console import Console
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from ..ir.capture import capture
+from ..ir.capture import export, from_exported_program
 from ..ir.errors import BuildError, CaptureError, UsageError, first_line
 from ..ir.graph import Graph
 from ..ir.ops import arguments, describe, has_schema, is_random
 from ..ir.shapes import TensorSpec
 from ..passes.base import Context
 from ..passes.pipeline import Pipeline
-from .artifact import Artifact, tolerance
+from .artifact import tolerance
 from .compilations import Compilation, record
 from .coverage import coverage_table
-from .dynamo_graph import Frozen, Slots, returns_tensors
+from .dynamo_graph import Frozen, Slots, name_source, returns_tensors
 from .dynamo_program import Program
 from .hybrid import HybridArtifact, build_hybrid, count_calls, plan_regions
 from .partition import base_of_view, output_nodes
@@ -61,7 +61,7 @@ class Builder:
             record(made)
         code = made.artifact if made is not None else None
         specs = made.outcome.graph.inputs if made is not None and made.outcome and code else _specs(inputs)
-        return Program(weights, tuple(args[i] for i in slots.numbers), specs, code)
+        return Program(weights, slots.number_values(args), specs, code)
 
     def stays(self, why: str) -> None:
         """Report that the whole graph runs in PyTorch."""
@@ -78,10 +78,10 @@ class Builder:
         captured = _capture(Frozen(self._module, self._slots, args), examples, any_batch)
         outcome = self._pipeline.run(captured, self._context)
         if self._dry_run:
-            plan = plan_regions(outcome.graph, target, keep_views=True)
+            plan = plan_regions(outcome.graph, target, like_pytorch=True)
             Console().print(coverage_table(plan, outcome.graph))
             return Compilation(target.name, recipe, outcome, None, plan.eager, plan.reasons)
-        artifact = build_hybrid(outcome.graph, target, recipe, keep_views=True)
+        artifact = build_hybrid(outcome.graph, target, recipe, like_pytorch=True)
         _check_agreement(outcome.graph, artifact, examples)
         seconds = {"compile": time.perf_counter() - started}
         code = artifact if artifact.facts["regions"] else None
@@ -91,12 +91,14 @@ class Builder:
 def _capture(module: Frozen, examples: list[torch.Tensor], any_batch: bool) -> Graph:
     """The graph in our form. Raises BuildError where that is not possible, or eval form would be another model."""
     try:
-        captured = capture(module, tuple(examples), dynamic_batch=any_batch)
+        program = export(module, (tuple(examples),), dynamic_batch=any_batch)
     except CaptureError as error:
         raise BuildError("torch.compile", str(error).rstrip(".")) from error
-    for node in captured.nodes:
+    for node in program.graph.nodes:
+        name_source(node)
         if has_schema(node) and _trains(node):
             raise BuildError(describe(node), "it runs in training mode", "call model.eval() first")
+    captured = from_exported_program(program)
     for leaf in output_nodes(captured):
         if base_of_view(leaf).op == "get_attr":
             what = f"an output shares memory with the weight '{base_of_view(leaf).target}'"
@@ -127,7 +129,7 @@ def _check_agreement(graph: Graph, artifact: HybridArtifact, examples: list[torc
     """Run the code and PyTorch on the first inputs. Raises BuildError where they differ: TVM got an op wrong."""
     if not artifact.facts["regions"] or any(is_random(node) for node in graph.nodes):
         return
-    expected = pytree.tree_leaves(graph.copy().eval().module(*(t.clone() for t in examples)))
+    expected = pytree.tree_leaves(graph.copy().eval().module(tuple(t.clone() for t in examples)))
     is_fake_quantized = {"fake_quantized": any("fake_quant" in str(node.target) for node in graph.nodes)}
     for number, (actual, wanted) in enumerate(zip(artifact.run(examples), expected, strict=True)):
         if not _agrees(actual, wanted, **tolerance(is_fake_quantized, [wanted])):

@@ -20,17 +20,22 @@ class Stamp:
 
     def __init__(self, weights: Sequence[torch.Tensor]):
         self._tensors = [weakref.ref(tensor) for tensor in weights]
-        self._versions = [tensor._version for tensor in weights]
+        self._versions = _versions(weights)
         self._addresses = [tensor.data_ptr() for tensor in weights]
 
     def is_of(self, weights: Sequence[torch.Tensor]) -> bool:
         return all(ref() is tensor for ref, tensor in zip(self._tensors, weights, strict=True))
 
     def is_current(self, weights: Sequence[torch.Tensor]) -> bool:
-        return self._versions == [t._version for t in weights] and self._addresses == [t.data_ptr() for t in weights]
+        return self._versions == _versions(weights) and self._addresses == [t.data_ptr() for t in weights]
 
     def is_alive(self) -> bool:
         return all(ref() is not None for ref in self._tensors)
+
+
+def _versions(weights: Sequence[torch.Tensor]) -> list[int]:
+    """Inference tensors count no writes; graphs that read them are never compiled."""
+    return [-1 if tensor.is_inference() else tensor._version for tensor in weights]
 
 
 class Program:

@@ -4,11 +4,11 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..ir.errors import UsageError
-from .manifest import Manifest
 
 ENGINES = ("qemu", "unicorn")
 # The environment variable that chooses the engine of the device `emulator`.
@@ -17,26 +17,27 @@ UNICORN_SCRIPT = Path(__file__).with_name("unicorn_linux.py")
 INSTALL = ("apt install qemu-user", "or pip install unicorn")
 
 
-def emulator_command(manifest: Manifest, engine: str = "") -> tuple[str, list[str]]:
+def emulator_command(target: Mapping[str, Any], engine: str = "") -> tuple[str, list[str]]:
     """The engine that can run a program of this target, and the command line to put in front of the program.
 
-    engine: "qemu", "unicorn", or "" for the environment's choice or the first of the two that is there.
+    target: a Target row as a dict
+    engine: "qemu", "unicorn", or "" for the environment's choice or the first of the two that is there
     Raises UsageError when there is none, or when none emulates the target's CPU.
     """
     wanted = engine or os.environ.get(CHOICE, "")
     if wanted and wanted not in ENGINES:
         raise UsageError("emulator", f"unknown engine '{wanted}'", f"known are {', '.join(ENGINES)}")
-    core = manifest.target["emulator_cpu"]
+    core, architecture = target["emulator_cpu"], target["triple"].split("-")[0]
     if not core:
-        what = f"no emulated core runs code for target '{manifest.target['name']}'"
+        what = f"no emulated core runs code for target '{target['name']}'"
         raise UsageError("emulator", what, "run the bundle on device 'local' of such a machine")
     makers = {"qemu": qemu, "unicorn": unicorn}
     for name in (wanted,) if wanted else ENGINES:
-        command = makers[name](manifest.architecture, core)
+        command = makers[name](architecture, core)
         if command:
             return name, list(command)
-    what = f"there is no {wanted or 'QEMU or Unicorn'} here that emulates {manifest.architecture}"
-    raise UsageError("emulator", what, *(INSTALL if manifest.architecture == "aarch64" else INSTALL[:1]))
+    what = f"there is no {wanted or 'QEMU or Unicorn'} here that emulates {architecture}"
+    raise UsageError("emulator", what, *(INSTALL if architecture == "aarch64" else INSTALL[:1]))
 
 
 def qemu(architecture: str, core: str) -> Sequence[str]:

@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,19 @@ class HostArtifact(Artifact):
 
     def __init__(self, graph: Graph, model: RelaxModel, compiled: CompiledModel, target: Target, recipe: str):
         self._graph, self._compiled, self._target, self._recipe = graph, compiled, target, recipe
-        symbols = sorted({layer.symbol for layer in model.layers})
-        instruction = {s: multiply_accumulate(t) for s, t in by_symbol(compiled.assembly(), symbols).items()}
-        self.layers = tuple(
-            {"node": layer.node, "kernel": layer.kernel, "instruction": instruction[layer.symbol]}
-            for layer in model.layers
-        )
+        self._calls = model.layers
         self.others = model.others
         self.facts = {"code": "TVM module", "arena_bytes": compiled.arena_bytes, "weight_bytes": model.weight_bytes}
+
+    @cached_property
+    def layers(self) -> tuple[dict[str, str], ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        # Reading the instructions means generating the code a second time, as text.
+        symbols = sorted({layer.symbol for layer in self._calls})
+        instruction = {s: multiply_accumulate(t) for s, t in by_symbol(self._compiled.assembly(), symbols).items()}
+        return tuple(
+            {"node": layer.node, "kernel": layer.kernel, "instruction": instruction[layer.symbol]}
+            for layer in self._calls
+        )
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return self._compiled(*inputs)

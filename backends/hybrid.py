@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..ir.graph import Graph
 from ..ir.ops import describe, location, qualified_name, writes
 from .artifact import Artifact, Golden
 from .host import HostArtifact, build_host
-from .partition import Split, calls_of, is_computation, refusal, split
+from .partition import Split, calls_of, is_computation, reads_by_index, refusal, split
 from .target import Target
 from .tvm.build import compile_model
 from .tvm.inference import freeze
@@ -67,8 +68,11 @@ class RegionPlan:
         return tuple(dict.fromkeys((*self.split.reasons, *failed, *_sentences(outside, self.refused))))
 
 
-def plan_regions(graph: Graph, target: Target, *, keep_views: bool = False) -> RegionPlan:
-    """Split a graph into regions that TVM converts and calls that stay in PyTorch."""
+def plan_regions(graph: Graph, target: Target, *, like_pytorch: bool = False) -> RegionPlan:
+    """Split a graph into regions that TVM converts and calls that stay in PyTorch.
+
+    like_pytorch  returned views share memory as the model's own do, and an index out of range is an error
+    """
     if written := next(filter(writes, graph.nodes), None):
         # With writes the order of calls carries meaning that the graph does not show.
         why = f"{describe(written)} writes in place, and later calls may see it"
@@ -76,8 +80,11 @@ def plan_regions(graph: Graph, target: Target, *, keep_views: bool = False) -> R
         return RegionPlan(split(graph.copy().eval(), everything), {}, everything)
     frozen = freeze(graph)
     refused = refusals(frozen)
+    if like_pytorch:
+        why = "TVM does not check indices"
+        refused |= {node.name: why for node in frozen.nodes if reads_by_index(node)}
     while True:
-        parts = split(frozen, refused, keep_views=keep_views)
+        parts = split(frozen, refused, renew_views=like_pytorch)
         try:
             models = {name: _emit(region, target, refused) for name, region in parts.regions.items()}
             return RegionPlan(parts, models, refused)
@@ -85,9 +92,9 @@ def plan_regions(graph: Graph, target: Target, *, keep_views: bool = False) -> R
             refused[culprit.node.name] = str(culprit)
 
 
-def build_hybrid(graph: Graph, target: Target, recipe: str, *, keep_views: bool = False) -> "HybridArtifact":
+def build_hybrid(graph: Graph, target: Target, recipe: str, *, like_pytorch: bool = False) -> "HybridArtifact":
     """Compile the regions that TVM takes; a region that fails to build stays in PyTorch, with the reason."""
-    plan = plan_regions(graph, target, keep_views=keep_views)
+    plan = plan_regions(graph, target, like_pytorch=like_pytorch)
     built: list[HostArtifact] = []
     for name, model in plan.models.items():
         if isinstance(model, Exception):
@@ -124,11 +131,15 @@ class HybridArtifact(Artifact):
     def __init__(self, plan: RegionPlan, regions: tuple[HostArtifact, ...]):
         self._module = plan.split.module
         self.eager, self.reasons = plan.eager, plan.reasons
-        self.layers = tuple(layer for region in regions for layer in region.layers)
+        self._regions = regions
         self.others = dict(sum((Counter(region.others) for region in regions), Counter()))
         sizes = ("arena_bytes", "weight_bytes")
         self.facts = {"code": "TVM module" if regions else "PyTorch", "regions": len(regions)}
         self.facts |= {key: sum(region.facts[key] for region in regions) for key in sizes if regions}
+
+    @cached_property
+    def layers(self) -> tuple[dict[str, str], ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return tuple(layer for region in self._regions for layer in region.layers)
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Graph -> ONNX: float export through torch.onnx, simplified by onnxsim, checked by onnxruntime before it is written."""
+"""Graph -> ONNX: float export by torch.onnx, simplified by onnxsim, checked by onnxruntime before it is written."""
 
 import importlib.metadata
 import logging
@@ -14,11 +14,12 @@ import onnx
 import onnxruntime
 import onnxsim
 import torch
+from torch.utils import _pytree as pytree
 
 from ..ir.errors import BuildError, UsageError, first_line
 from ..ir.files import write_aside
 from ..ir.graph import Graph
-from ..ir.ops import describe, qualified_name, tensors
+from ..ir.ops import describe, op_name, tensors
 from ..ir.verify import SCALE_ARGUMENT
 
 OPSET = 20
@@ -61,8 +62,10 @@ def export_onnx(graph: Graph, path: str | os.PathLike, *, opset: int = OPSET, re
     recipe: the pipeline's text, kept in the file's metadata.
 
     The file appears only after onnx.checker accepted it and onnxruntime gave PyTorch's outputs on random inputs at
-    batch 1 and 3, within TOLERANCE. Raises UsageError for an opset out of range; BuildError naming the op and source
-    line that ONNX lacks, for a quantized graph, for outputs that differ, and for a file larger than its weights explain.
+    batch 1 and 3, within TOLERANCE.
+
+    Raises UsageError for an opset out of range; BuildError naming the op and source line that ONNX lacks, for a
+    quantized graph, for outputs that differ, and for a file larger than its weights explain.
     """
     if opset not in OPSETS:
         raise UsageError("onnx", f"opset is {opset}", f"expected {OPSETS[0]} to {OPSETS[-1]}")
@@ -105,10 +108,9 @@ def _conversion_error(graph: Graph, error: BaseException) -> BuildError:
     found = _TARGET.search(text)
     if found is None:
         return BuildError("onnx", f"torch.onnx failed: {first_line(error)}")
-    name = found[1]
-    packet = name.rpartition(".")[0]
-    same = [n for n in graph.nodes if n.op == "call_function" and qualified_name(n.target).startswith(packet)]
-    return BuildError("onnx", f"{describe(same[0]) if same else repr(name)} has no ONNX form in torch.onnx")
+    bare = found[1].split(".")[-2]
+    same = [n for n in graph.nodes if n.op == "call_function" and op_name(n).endswith(bare)]
+    return BuildError("onnx", f"{describe(same[0]) if same else repr(found[1])} has no ONNX form in torch.onnx")
 
 
 def _finish(model: onnx.ModelProto, graph: Graph, recipe: str) -> onnx.ModelProto:
@@ -186,7 +188,7 @@ def _compare(session: onnxruntime.InferenceSession, model: onnx.ModelProto, grap
     actual = session.run(None, feed)
     args, kwargs = graph.call_arguments(inputs)
     with torch.no_grad():
-        wanted = [t for leaf in torch.utils._pytree.tree_leaves(graph(*args, **kwargs)) for t in tensors(leaf)]
+        wanted = [t for leaf in pytree.tree_leaves(graph(*args, **kwargs)) for t in tensors(leaf)]
     worst = 0.0
     for spec, expected, got in zip(graph.outputs, wanted, actual, strict=True):
         error = _relative_error(expected, np.asarray(got))

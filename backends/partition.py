@@ -6,6 +6,7 @@ after:   region_0(conv2d -> relu) -> fft_fft2 -> region_1(abs -> linear)
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
@@ -14,18 +15,30 @@ from torch.fx.passes.operator_support import create_op_support
 from torch.fx.passes.utils.fuser_utils import fuse_by_partitions
 from torch.utils import _pytree as pytree
 
-from ..ir import rewrite, shapes
+from ..ir import rewrite
 from ..ir.capture import has_effect
 from ..ir.errors import BuildError
 from ..ir.graph import Graph, attribute, build_module
-from ..ir.ops import describe, is_getitem, is_random, op_name, tensors, writes
+from ..ir.ops import arguments, describe, is_getitem, is_random, op_name, tensors, writes
 
 # One of these is worth a region of its own; of other ops it takes two, because fusing them saves a trip to memory.
 PRODUCTS = frozenset(
-    """conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d linear matmul mm bmm addmm
-    baddbmm einsum scaled_dot_product_attention""".split()
+    {
+        *("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+        *("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention"),
+    }
 )
 _MOVES = frozenset({"getitem", "clone", "contiguous", "lift_fresh_copy", "sym_size"})
+# The argument that holds positions.
+INDEX_ARGUMENTS = {
+    "embedding": "indices",
+    "index": "indices",
+    "index_put": "indices",
+    "index_select": "index",
+    "gather": "index",
+    "scatter": "index",
+    "take": "index",
+}
 _DTYPES = frozenset({torch.float32, torch.int64, torch.int32, torch.int8, torch.uint8, torch.bool})
 
 
@@ -52,6 +65,15 @@ def refusal(node: fx.Node) -> str | None:
     values = [t for n in (node, *node.all_input_nodes) for t in tensors(n.meta.get("val"))]
     foreign = sorted({str(t.dtype) for t in values} - {str(dtype) for dtype in _DTYPES})
     return f"it computes in {', '.join(foreign)}" if foreign else None
+
+
+def reads_by_index(node: fx.Node) -> bool:
+    """True for a call that reads elements at positions which the model's inputs decide."""
+    indices = INDEX_ARGUMENTS.get(op_name(node))
+    if node.op != "call_function" or indices is None:
+        return False
+    given = pytree.tree_leaves(getattr(arguments(node), indices))
+    return any(isinstance(index, fx.Node) and index.op != "get_attr" for index in given)
 
 
 def is_view(node: fx.Node) -> bool:
@@ -81,15 +103,15 @@ def output_nodes(graph: Graph) -> list[fx.Node]:
     return [leaf for leaf in pytree.tree_leaves(output.args[0]) if isinstance(leaf, fx.Node)]
 
 
-def split(graph: Graph, refused: Mapping[str, str], *, keep_views: bool = False) -> Split:
+def split(graph: Graph, refused: Mapping[str, str], *, renew_views: bool = False) -> Split:
     """Split a frozen graph. `refused` names the calls that stay in PyTorch.
 
-    keep_views  returned views are made in PyTorch, so that they share memory with an input or with each other as the
-                model's own do
+    renew_views  returned views are made in PyTorch, so that they share memory with an input or with each other as the
+                 model's own do
     """
     work = graph.copy()
     _flatten_call_form(work)
-    edges = _renew_returned_views(work) if keep_views else set()
+    edges = _renew_returned_views(work) if renew_views else set()
     _read_sizes_from_inputs(work)
     stay = {*refused, *edges}
 
@@ -172,11 +194,11 @@ def _read_sizes_from_inputs(graph: Graph) -> None:
     for source in placeholders:
         for dim, extent in enumerate(source.meta["val"].shape):
             if isinstance(extent, torch.SymInt):
-                extents.setdefault(str(extent.node.expr), (source, dim))
+                extents.setdefault(_symbol(extent), (source, dim))
     made: dict[str, fx.Node] = {}
     for node in list(graph.nodes):
         value = node.meta.get("val")
-        key = str(value.node.expr) if isinstance(value, torch.SymInt) else None
+        key = _symbol(value)
         if node.op != "call_function" or key not in extents or node in made.values():
             continue
         if key not in made:
@@ -185,7 +207,7 @@ def _read_sizes_from_inputs(graph: Graph) -> None:
         rewrite.replace(graph, node, made[key])
 
 
-def _first_position(graph: Graph):
+def _first_position(graph: Graph) -> Callable[[dict[fx.Node, int | None]], int]:
     positions = {node: i for i, node in enumerate(graph.nodes)}
     return lambda part: min(positions[node] for node in part)
 
@@ -213,18 +235,22 @@ def _region_graph(module: fx.GraphModule) -> Graph:
     for number in [n for n in placeholders if not isinstance(n.meta["val"], torch.Tensor)]:
         read = _size_within(graph, number, placeholders)
         rewrite.replace(graph, number, read)
+    rewrite.finish(graph)
     return graph
 
 
 def _size_within(graph: Graph, number: fx.Node, placeholders: list[fx.Node]) -> fx.Node:
-    wanted = number.meta["val"]
+    wanted = _symbol(number.meta["val"])
     for source in placeholders:
         value = source.meta["val"]
         for dim, extent in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
-            if isinstance(extent, torch.SymInt) and isinstance(wanted, torch.SymInt) and extent.node.expr == wanted.node.expr:
+            if _symbol(extent) == wanted:
                 first_call = placeholders[-1].next
                 return rewrite.insert(graph, torch.ops.aten.sym_size.int, (source, dim), before=first_call)
-    names = shapes.symbol_names(graph.module.graph)
-    extent = shapes.extent_text(wanted, names) if isinstance(wanted, torch.SymInt) else wanted
-    what = f"its region needs the size {extent}, which no tensor of the region has"
+    what = f"its region needs the size {wanted}, which no tensor of the region has"
     raise BuildError(describe(next(iter(number.users))), what, "fix the batch, or leave it in PyTorch")
+
+
+def _symbol(value: Any) -> str:
+    """A symbolic size as text: equal texts are equal sizes within one graph."""
+    return str(value.node.expr) if isinstance(value, torch.SymInt) else repr(value)

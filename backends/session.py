@@ -1,5 +1,6 @@
 """A bundle made ready to run: as a program of its own, or loaded into this process."""
 
+import _ctypes
 import contextlib
 import ctypes
 import json
@@ -10,7 +11,7 @@ import tempfile
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,11 +88,10 @@ class RunnerSession(Session):
         *,
         prefix: Sequence[str] = (),
         timeout: float | None = None,
-        environment: Mapping[str, str] | None = None,
         note: str = "",
     ):
         super().__init__(bundle, device, threads)
-        self.prefix, self.timeout, self.environment, self.note = prefix, timeout, environment, note
+        self.prefix, self.timeout, self.note = prefix, timeout, note
         bundle.read("runner")
         self.room = tempfile.TemporaryDirectory(prefix="planish-", ignore_cleanup_errors=True)
         self.folder = bundle.extract(self.room.name, ["runner", "weights.bin"])
@@ -123,7 +123,7 @@ class RunnerSession(Session):
     def call(self, options: Sequence[str]) -> dict[str, Any]:
         """Run the runner once -> its line of JSON."""
         command = [*self.prefix, str(self.folder / "runner"), *options, "--threads", str(self.threads)]
-        status, out, error = run_child(command, self.timeout, self.environment)
+        status, out, error = run_child(command, self.timeout)
         if status == 0:
             return json.loads(out)
         reason = error.strip().splitlines()[-1] if error.strip() else out.strip()
@@ -133,9 +133,7 @@ class RunnerSession(Session):
         raise kind(self.device, f"the runner of '{self.bundle.manifest.name}' failed: {reason}", f"exit code {status}")
 
 
-def run_child(
-    command: Sequence[str], timeout: float | None, environment: Mapping[str, str] | None = None
-) -> tuple[int, str, str]:
+def run_child(command: Sequence[str], timeout: float | None) -> tuple[int, str, str]:
     """Run a command in a process group of its own -> (status, stdout, stderr).
 
     Whatever ends the wait (a time-out, Ctrl-C) ends the whole group too. Raises PlanishError after `timeout` seconds.
@@ -150,7 +148,6 @@ def run_child(
                 stderr=subprocess.PIPE,
                 text=True,
                 start_new_session=True,
-                env={**os.environ, **(environment or {})},
             )
         out, error = child.communicate(timeout=timeout)
         return child.returncode, out, error
@@ -222,6 +219,7 @@ class LibrarySession(Session):
         with tempfile.TemporaryDirectory(prefix="planish-") as folder:
             # The loader keeps the mapping when the file is gone, and each file is a library of its own to it.
             self.library = ctypes.CDLL(str(bundle.extract(folder, ["model.so"]) / "model.so"))
+        self.open = True
         entry = bundle.manifest.entry
         self.model = CModel.in_dll(self.library, f"{entry}_program")
         weights = bundle.read("weights.bin")
@@ -234,9 +232,18 @@ class LibrarySession(Session):
             raise UsageError(device, f"{threads} threads cannot be started", "give fewer threads")
         self.lock = threading.Lock()
 
+    def close(self) -> None:
+        """End the threads and give the memory back."""
+        if self.open:
+            self.open = False
+            self.library.planish_set_threads(1)
+            _ctypes.dlclose(self.library._handle)
+
     def compute(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         outputs = [aligned(spec) for spec in self.bundle.manifest.outputs]
         given = [aligned(spec, array) for spec, array in zip(self.bundle.manifest.inputs, inputs, strict=True)]
+        if not self.open:
+            raise PlanishError(self.bundle.manifest.name, "the session was closed", "load the bundle again")
         with self.lock:
             status = self.model.run(pointers(given), pointers(outputs))
         if status:

@@ -129,7 +129,7 @@ class DynamoRegion:
         return None
 
     def _fits(self, program: Program, args: tuple[Any, ...]) -> bool:
-        numbers = tuple(args[i] for i in self._slots.numbers)
+        numbers = self._slots.number_values(args)
         return program.numbers == numbers and program.fits([args[i] for i in self._slots.tensors])
 
     def _say(self, why: str) -> None:

@@ -10,7 +10,7 @@ from torch import fx
 
 from . import call_form, shapes
 from .errors import UsageError
-from .ops import op_name
+from .ops import arguments, op_name
 from .shapes import TensorSpec
 
 # The argument that says "training" on the ops that behave differently in training.
@@ -34,7 +34,7 @@ class GraphModule(fx.GraphModule):
     def train(self, mode: bool = True) -> "GraphModule":
         for node in self.graph.nodes:
             argument = TRAINING_ARGUMENT.get(op_name(node))
-            if argument:
+            if argument and not _always_uses_batch_statistics(node):
                 set_call_argument(node, argument, mode)
         self.recompile()
         return super().train(mode)  # type: ignore[return-value]
@@ -216,8 +216,11 @@ def build_module(root: dict[str, Any], structure: fx.Graph, transient: frozenset
     return module
 
 
-def set_attribute(module: torch.nn.Module, name: str, value: Any, *, persistent: bool = True) -> None:
-    """Put a parameter, buffer or submodule under a dotted name, making the modules on the way."""
+def set_attribute(module: torch.nn.Module, name: str, value: Any, *, persistent: bool | None = None) -> None:
+    """Put a parameter, buffer or submodule under a dotted name, making the modules on the way.
+
+    persistent: whether a state_dict holds a buffer; as it was before, else yes, when not given.
+    """
     *path, last = name.split(".")
     for part in path:
         if not hasattr(module, part):
@@ -228,7 +231,8 @@ def set_attribute(module: torch.nn.Module, name: str, value: Any, *, persistent:
         setattr(module, last, value)
     else:
         module._parameters.pop(last, None)
-        module.register_buffer(last, value, persistent=persistent)
+        was_persistent = last not in module._non_persistent_buffers_set
+        module.register_buffer(last, value, persistent=was_persistent if persistent is None else persistent)
 
 
 def set_call_argument(node: fx.Node, name: str, value: Any) -> None:
@@ -239,6 +243,11 @@ def set_call_argument(node: fx.Node, name: str, value: Any) -> None:
         node.update_arg(position, value)
     else:
         node.update_kwarg(name, value)
+
+
+def _always_uses_batch_statistics(node: fx.Node) -> bool:
+    """A batch norm that keeps no running statistics has no eval form."""
+    return op_name(node) == "batch_norm" and arguments(node).running_mean is None
 
 
 def _copy_structure(graph: fx.Graph) -> fx.Graph:

@@ -12,7 +12,7 @@ from torch import fx
 from . import shapes
 from .capture import has_effect
 from .errors import PassError
-from .graph import Graph, attribute, named_tensors, set_attribute, set_call_argument, transient_buffers
+from .graph import Graph, attribute, named_tensors, set_attribute, set_call_argument
 from .ops import describe
 
 
@@ -72,9 +72,8 @@ def set_weight(graph: Graph, name: str, tensor: torch.Tensor) -> None:
     value = tensor.detach()
     if isinstance(old, torch.nn.Parameter):
         value = torch.nn.Parameter(value, old.requires_grad)
-    transient = transient_buffers(graph.module)
     for tied in [n for n, tensor in named_tensors(graph.module).items() if tensor is old]:
-        set_attribute(graph.module, tied, value, persistent=tied not in transient)
+        set_attribute(graph.module, tied, value)
     for node in graph.module.graph.find_nodes(op="get_attr"):
         if attribute(graph.module, node.target) is value:
             node.meta["val"] = shapes.fake_like(node, value)

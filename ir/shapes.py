@@ -145,7 +145,8 @@ def propagate(module: fx.GraphModule, specs: list[TensorSpec] | None = None) -> 
 def infer(node: fx.Node, values: dict[fx.Node, Any] | None = None) -> Any:
     """The value that a call yields on fake values of its arguments: those in `values`, else the recorded ones."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"] if values is None else values[n])
-    mode = detect_fake_mode((args, kwargs))  # ops that make tensors inside (fake-quant) must make fake ones
+    # Ops that make tensors (fake-quant inside, arange altogether) must make fake ones.
+    mode = detect_fake_mode((args, kwargs)) or detect_fake_mode([n.meta.get("val") for n in input_nodes(node.graph)])
     try:
         # The Python dispatcher keeps symbols where C++ composite ops (adaptive pooling) would fix them to the example.
         with torch.no_grad(), enable_python_dispatcher(), mode or nullcontext():

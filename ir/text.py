@@ -1,6 +1,8 @@
 """The text form: one op per line, stable names, types at the end, weights by name and shape, never data.
 
     %conv2d = conv2d(%x, conv1.weight[64,3,7,7], stride=[2, 2], padding=[3, 3]) : f32[b,64,112,112]
+
+is the first line of ResNet-18's body.
 """
 
 from typing import Any

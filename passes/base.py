@@ -172,12 +172,16 @@ class FunctionPass(Pass):
     label: str = "function"
 
     def run(self, graph: Graph, ctx: Context) -> Result:
-        before = graph.text()
-        call_form = graph.module.graph._codegen
+        if not ctx.fuel.take():
+            return Result(0)
+        before, call_form = graph.text(), graph.module.graph._codegen
+        inputs = {node.name: node.meta["val"] for node in graph.module.graph.find_nodes(op="placeholder")}
         module = self.function(graph.module)
         if module is not None and module is not graph.module:
             graph.module = GraphModule(module, module.graph)
         graph.module.graph.set_codegen(call_form)  # retracing flattens nested inputs and outputs
+        for node in graph.module.graph.find_nodes(op="placeholder"):  # and forgets their types
+            node.meta.setdefault("val", inputs.get(node.name))
         rewrite.finish(graph)
         return Result(int(graph.text() != before))
 

@@ -4,6 +4,8 @@ TVM's own last step (MakePackedAPI) wraps every kernel in checks and calls of it
 form. This pass takes that step's place in the list of lowering passes (`compile.py`).
 """
 
+from typing import Any
+
 import tvm
 from tvm import tirx
 
@@ -21,10 +23,11 @@ def bare_abi(prefix: str, host: tvm.target.Target) -> tvm.transform.Pass:
         functions = {var: bare_function(function, prefix, host) for var, function in module.functions.items()}
         return tvm.IRModule(functions, attrs=module.attrs)
 
-    return run
+    return run  # type: ignore[return-value]
 
 
-def bare_function(function: tirx.PrimFunc, prefix: str, host: tvm.target.Target) -> tirx.PrimFunc:
+def bare_function(function: Any, prefix: str, host: tvm.target.Target) -> Any:
+    """function and result: tirx.PrimFunc, whose attributes come from C++."""
     symbol = str(function.attrs["global_symbol"])
     pointers, views = [], []
     for parameter in function.params:

@@ -71,7 +71,7 @@ def compile_kernels(kernels: dict[str, tirx.PrimFunc], target: tvm.target.Target
     Raises BuildError for a kernel that takes a scalar, or needs more of TVM's runtime than workspaces and threads.
     """
     for name, kernel in kernels.items():
-        for parameter in kernel.params:
+        for parameter in kernel.params:  # type: ignore[attr-defined]
             if not isinstance(parameter.ty, tirx.BufferType):
                 what = f"the kernel takes a scalar '{parameter.name}'"
                 raise BuildError(name, what, "a C program passes arrays only: static shapes")

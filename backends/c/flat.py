@@ -67,13 +67,13 @@ class Reader:
     constants: dict[tuple[str, bytes], int] = field(default_factory=dict)
     arrays: list[np.ndarray] = field(default_factory=list)
 
-    def read(self, function: relax.Function) -> FlatMain:
+    def read(self, function: Any) -> FlatMain:
         inputs = tuple(spec(p.name, p.ty) for p in function.params)
         self.places = {p: Place("input", i) for i, p in enumerate(function.params)}
         for block in function.body.blocks:
             for binding in block.bindings:
                 self.bind(binding.var, binding.value)
-        result = self.tuples.get(function.body.body, function.body.body)
+        result: Any = self.tuples.get(function.body.body, function.body.body)
         results = list(result.fields) if isinstance(result, relax.Tuple) else [result]
         outputs = tuple((spec(f"output{i}", r.ty), self.place(r)) for i, r in enumerate(results))
         return FlatMain(inputs, outputs, tuple(self.calls), tuple(self.buffers), tuple(self.arrays))

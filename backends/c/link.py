@@ -15,6 +15,8 @@ COMPILE = ("-O2", "-std=gnu11")
 # Names of symbols and build identifiers would change the bytes from folder to folder.
 REPRODUCIBLE = ("-s", "-Wl,--build-id=none")
 TIMEOUT_SECONDS = 600
+# Debian 10 and Raspberry Pi OS of 2019 have it, as do the wheels of PyTorch.
+OLDEST_GLIBC = "gnu.2.28"
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Linker:
         return directory / output
 
 
-def find_linker(triple: str, wanted: str = "auto") -> Linker:
-    """A compiler and linker for `triple` ("aarch64-linux-gnu").
+def find_linker(triple: str, wanted: str = "auto", *, shared: bool = False) -> Linker:
+    """A compiler and linker for `triple` ("aarch64-linux-gnu"); shared: for libraries that a glibc program loads.
 
     wanted: "gcc", "zig", or "auto" for the first of the two that is there.
     Raises BuildError, with what to install, when there is none; UsageError for another `wanted`.
@@ -46,7 +48,7 @@ def find_linker(triple: str, wanted: str = "auto") -> Linker:
     if wanted in ("auto", "gcc"):
         found = find_gcc(triple)
     if not found and wanted in ("auto", "zig"):
-        found = find_zig(triple)
+        found = find_zig(triple, shared)
     if not found:
         machine = triple.split("-")[0]
         missing = "neither GCC nor zig" if wanted == "auto" else f"no {wanted}"
@@ -64,9 +66,10 @@ def find_gcc(triple: str) -> Linker | None:
     return None
 
 
-def find_zig(triple: str) -> Linker | None:
-    """zig brings musl, so that static programs need nothing of the machine that runs them."""
+def find_zig(triple: str, shared: bool) -> Linker | None:
+    """zig brings musl, so that static programs need nothing of the machine that runs them, and glibc's interface."""
     if not importlib.util.find_spec("ziglang"):
         return None
     machine = triple.split("-")[0]
-    return Linker("zig", (sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-linux-musl"))
+    system = OLDEST_GLIBC if shared else "musl"
+    return Linker("zig", (sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-linux-{system}"))

@@ -17,10 +17,10 @@ from .compile import ALIGNMENT, Kernels, assembly_by_kernel, compile_kernels, ro
 from .flat import FlatMain, read_main
 from .link import find_linker
 from .memory import Buffer, lower_bound, plan
-from .text import ModelText
+from .text import ModelText, kernel_symbol
 
 SHIPPED = ("planish_runtime.h", "planish_runtime.c", "runner.c")
-# The workspace stack and the loops of one program stand in these; every program links them.
+# Kernels call expf and its like; the runtime starts threads.
 LIBRARIES = ("-lm", "-lpthread")
 
 
@@ -75,7 +75,7 @@ class CProgram:
 
     def assembly(self) -> dict[str, str]:
         """The machine code of each kernel as text, with that of its parallel loops."""
-        return assembly_by_kernel(self.kernels, self.name + "_")
+        return assembly_by_kernel(self.kernels, kernel_symbol(self.name, ""))
 
 
 def emit(
@@ -99,7 +99,7 @@ def emit(
         raise BuildError(target.name, f"a C program runs on a CPU, not on '{target.kind}'", "build a TVM module")
     main = read_main(lowered, layers)
     names = sorted({call.kernel for call in main.calls})
-    kernels = compile_kernels({k: lowered[k] for k in names}, tvm_target(target), name + "_")
+    kernels = compile_kernels({k: lowered[k] for k in names}, tvm_target(target), kernel_symbol(name, ""))
     buffers = arena_buffers(main)
     memory = plan(list(buffers.values()), ALIGNMENT)
     weights, offsets = pack(main.constants)
@@ -125,7 +125,7 @@ def emit(
         arena_lower_bound=lower_bound(list(buffers.values()), ALIGNMENT),
         workspace_bytes=kernels.workspace_bytes,
         weight_bytes=len(weights),
-        calls=tuple(KernelCall(f"{name}_{c.kernel}", c.kernel, c.layer) for c in main.calls),
+        calls=tuple(KernelCall(kernel_symbol(name, c.kernel), c.kernel, c.layer) for c in main.calls),
         kernels=kernels,
     )
 
@@ -168,4 +168,4 @@ def link_library(program: CProgram, *, linker: str = "auto") -> Path:
     """Build `model.so`, the same program for loading into a process; its weights are filled in after loading."""
     sources = [f"{program.name}.c", "planish_runtime.c", "kernels.o"]
     arguments = ["-shared", "-fPIC", "-DMODEL_LOADED_WEIGHTS", *sources, *LIBRARIES]
-    return find_linker(program.target.triple, linker).build(program.directory, "model.so", arguments)
+    return find_linker(program.target.triple, linker, shared=True).build(program.directory, "model.so", arguments)

@@ -178,13 +178,17 @@ class ModelText:
 
     def prototypes(self) -> str:
         arity = {call.kernel: len(call.arguments) for call in self.main.calls}
-        return "\n".join(f"int {self.name}_{k}({', '.join(['const void *'] * arity[k])});" for k in sorted(arity))
+
+        def line(kernel: str) -> str:
+            return f"int {kernel_symbol(self.name, kernel)}({', '.join(['const void *'] * arity[kernel])});"
+
+        return "\n".join(map(line, sorted(arity)))
 
     def call_lines(self) -> list[str]:
         def line(call):
             arguments = ", ".join(map(self.address, call.arguments))
             note = "" if call.layer == call.kernel else f" /* {call.layer.replace('*/', '')} */"
-            return f"  if ({self.name}_{call.kernel}({arguments})) return MODEL_FAILED;{note}"
+            return f"  if ({kernel_symbol(self.name, call.kernel)}({arguments})) return MODEL_FAILED;{note}"
 
         return [line(call) for call in self.main.calls]
 
@@ -204,6 +208,11 @@ class ModelText:
         if place in self.direct:
             return self.argument_names("out", self.outputs)[self.direct[place]]
         return f"arena + {self.arena_offsets[place.index]}"
+
+
+def kernel_symbol(name: str, kernel: str) -> str:
+    """The C function of a kernel: apart from the model's own functions, whatever a kernel is called."""
+    return f"{name}_kernel_{kernel}"
 
 
 def table_row(spec: ArraySpec) -> str:

@@ -1,6 +1,7 @@
 """Relax -> machine code: the passes in order, and a compiled model that takes and gives torch tensors."""
 
 import os
+import threading
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ def relax_passes() -> tvm.transform.Sequential:
     """From ops and kernel calls to one flat function of destination-style calls with planned memory."""
     return tvm.transform.Sequential(
         [
+            relax.backend.DispatchSortScan(),
             _transform.LegalizeOps(),
             _transform.AnnotateTIROpPattern(),
             _transform.FoldConstant(),
@@ -73,6 +75,7 @@ class CompiledModel:
 
     def __init__(self, executable: tvm.runtime.Executable, arena_bytes: int = 0):
         self.executable, self.arena_bytes = executable, arena_bytes
+        self._lock = threading.Lock()  # TVM's virtual machine has one stack
         self._machine = relax.VirtualMachine(executable, tvm.cpu())
         self._main = self._machine["main"]
 

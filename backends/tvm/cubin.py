@@ -1,7 +1,7 @@
 """Reading a cubin: the ELF file that holds machine code for one GPU architecture.
 
-The layout is NVIDIA's own (`EI_OSABI` 0x33 or 0x41). Section and attribute numbers are those that LLVM's `ELF.h` and the
-CUDA binary utilities use; the tests hold every figure against what `ptxas -v` prints for the same source.
+NVIDIA does not document the numbers of its sections and attributes. They are those that LLVM's `ELF.h` and the CUDA
+binary utilities use, and the tests hold every figure against what `ptxas -v` prints for the same source.
 """
 
 import struct
@@ -29,7 +29,7 @@ _BYTES_RESERVED = 1024
 class Kernel:
     """What one kernel needs of the GPU: threads and shared memory per block, registers and local memory per thread.
 
-    local_bytes above 0 means that registers spilled, or that an array is indexed by a variable: both live in slow memory.
+    local_bytes above 0 means that registers spilled or that a variable indexes an array: both live in slow memory.
     """
 
     name: str

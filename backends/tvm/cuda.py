@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +25,12 @@ from . import cubin
 from .cubin import Kernel
 from .cuda_compiler import compile_cubin, find_compiler
 from .cuda_packing import cuda_source, packer, source_modules
-from .cuda_schedules import schedule_rules
+from .cuda_schedules import keep_growing_kernels_apart, schedule_rules
 from .linker import link_shared
 from .quiet import without_scope_warnings
+
+# The first one.
+DEVICE = 0
 
 _ARCHITECTURE = re.compile(r"sm_\d{2,3}")
 
@@ -66,8 +70,14 @@ class CudaBuild:
 
 
 def relax_module(program: torch.export.ExportedProgram) -> tvm.IRModule:
-    """The Relax module of an exported PyTorch program: weights as constants, function `main`."""
-    return from_exported_program(program, keep_params_as_input=False, run_ep_decomposition=True)
+    """The Relax module of an exported PyTorch program: weights as constants, function `main`.
+
+    Raises BuildError naming the ops that TVM's importer does not know.
+    """
+    try:
+        return from_exported_program(program, keep_params_as_input=False, run_ep_decomposition=True)
+    except AssertionError as error:
+        raise BuildError("cuda", f"TVM cannot import the model ({error})", "leave these ops in PyTorch") from error
 
 
 def build_cuda(
@@ -81,7 +91,7 @@ def build_cuda(
 ) -> CudaBuild:
     """Compile the Relax function `main` for a GPU of `arch` (`"sm_87"`) in a host of `triple` and `cpu` (LLVM names).
 
-    compiler: `"nvcc"`, `"nvrtc"`, or `"auto"`. cuda_graph: replay the kernels as one CUDA graph, where shapes are static.
+    compiler: `"nvcc"`, `"nvrtc"`, or `"auto"`. cuda_graph: replay the kernels as one CUDA graph, for static shapes.
     Raises UsageError for an unknown architecture or compiler, BuildError when there is no compiler or it fails.
     """
     if not _ARCHITECTURE.fullmatch(arch):
@@ -101,11 +111,12 @@ class CudaLibrary:
     """
 
     def __init__(self, path: str | Path, *, memory: str = "pooled"):
-        self.device = tvm.cuda(0)
+        self.device: Any = tvm.cuda(DEVICE)
         if not self.device.exist:
             raise UsageError("cuda", "this machine has no CUDA device that TVM can use", "run the library where one is")
         with without_scope_warnings():
-            self.machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), self.device, memory_cfg=memory)
+            library: Any = tvm.runtime.load_module(str(path))
+        self.machine = relax.VirtualMachine(library, self.device, memory_cfg=memory)
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
         """Run `main` on arrays in host memory; the outputs come back to host memory."""
@@ -126,10 +137,11 @@ def _compile(module: tvm.IRModule, target: tvm.target.Target, cuda_graph: bool) 
     options = {"relax.backend.use_cuda_graph": cuda_graph}
     with target, source_modules(), tvm.transform.PassContext(opt_level=3, config=options):
         try:
-            return tvm.compile(module, target=target, relax_pipeline=_pipeline(target))
+            built: Any = relax.build(module, target=target, relax_pipeline=_pipeline(target))
+            return built
         except (RuntimeError, TypeError, ValueError) as error:
             first = str(error).strip().splitlines()[-1]
-            raise BuildError("cuda", f"TVM could not compile the model for {target.attrs['arch']}: {first}") from error
+            raise BuildError("cuda", f"TVM could not compile the model: {first}") from error
 
 
 def _pipeline(target: tvm.target.Target) -> tvm.transform.Pass:
@@ -142,6 +154,7 @@ def _pipeline(target: tvm.target.Target) -> tvm.transform.Pass:
             *defaults.library_dispatch_passes(target),
             steps.LegalizeOps(),
             steps.AnnotateTIROpPattern(),
+            keep_growing_kernels_apart,
             steps.FoldConstant(),
             steps.FuseOps(),
             steps.FuseTIR(),

@@ -1,9 +1,10 @@
 """From CUDA C to a cubin for one exact architecture: nvcc where a toolkit is installed, else NVRTC from PyPI.
 
-Neither needs a GPU or a driver. TVM's own compile callback is not used: outside a `with target:` it takes the architecture
-of a device, or its default, instead of the one that was asked for, and it turns fast-math on.
+Neither needs a GPU or a driver. TVM's own compile callback is not used: outside a `with target:` it takes the
+architecture of a device, or its default, instead of the one that was asked for, and it turns fast-math on.
 """
 
+import importlib
 import importlib.util
 import os
 import re
@@ -11,7 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ...ir.errors import BuildError, UsageError
 from . import cubin
@@ -50,10 +51,8 @@ class Nvrtc:
     """NVRTC, the compiler as a library, from NVIDIA's wheels."""
 
     def __init__(self):
-        from cuda.bindings import nvrtc
-
-        self.library = nvrtc
-        _, major, minor = nvrtc.nvrtcVersion()
+        self.library: Any = importlib.import_module("cuda.bindings.nvrtc")
+        _, major, minor = self.library.nvrtcVersion()
         self.version = f"nvrtc {major}.{minor}"
 
     def __call__(self, source: str, arch: str) -> bytes:
@@ -73,7 +72,7 @@ class Nvrtc:
         finally:
             self.library.nvrtcDestroyProgram(program)
 
-    def _checked(self, answer: tuple):
+    def _checked(self, answer: tuple) -> Any:
         status, *rest = answer
         if status:
             raise BuildError("cuda", f"{self.version} failed with {status.name}")
@@ -81,7 +80,10 @@ class Nvrtc:
 
 
 def compile_cubin(source: str, arch: str, compiler: Compiler) -> bytes:
-    """The cubin of `source` for `arch`. Raises BuildError when it does not compile, or when the machine code is for another architecture."""
+    """The cubin of `source` for `arch`.
+
+    Raises BuildError when it does not compile, or when the machine code is for another architecture.
+    """
     code = compiler(source, arch)
     made_for = cubin.architecture(code)
     if made_for != arch:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import tvm
+from tvm_ffi import Module
 
 from ...ir.errors import BuildError
 
@@ -37,7 +38,7 @@ def source_modules() -> Iterator[None]:
             os.environ[name] = before
 
 
-def cuda_source(module: tvm.runtime.Module) -> str:
+def cuda_source(module: Module) -> str:
     """The CUDA C of the one device module that `module` imports. Raises BuildError when no kernel runs on the GPU."""
     found = [part.inspect_source() for part in _imported(module) if part.kind == "cuda"]
     if len(found) != 1:
@@ -45,16 +46,16 @@ def cuda_source(module: tvm.runtime.Module) -> str:
     return found[0]
 
 
-def _imported(module: tvm.runtime.Module) -> Iterator[tvm.runtime.Module]:
+def _imported(module: Module) -> Iterator[Module]:
     for part in module.imports:
         yield part
         yield from _imported(part)
 
 
-def packer(source: str, cubin: bytes) -> Callable[[tvm.runtime.Module, bool, str, str], str]:
+def packer(source: str, cubin: bytes) -> Callable[[Module, bool, str, str], str]:
     """The `fpack_imports` of `export_library` that writes `cubin` in the place of `source`."""
 
-    def pack(module: tvm.runtime.Module, is_system_library: bool, prefix: str, folder: str) -> str:
+    def pack(module: Module, is_system_library: bool, prefix: str, folder: str) -> str:
         imports = tvm.get_global_func("runtime.ModulePackImportsToTensor")(module).numpy().tobytes()
         imports = with_binary(imports, source.encode(), cubin)
         host = next(part for part in _imported(module) if part.kind == "llvm")

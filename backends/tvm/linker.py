@@ -28,4 +28,9 @@ def find_linker(triple: str) -> list[str]:
             return [name]
     if importlib.util.find_spec("ziglang"):
         return [sys.executable, "-m", "ziglang", "cc", "-target", triple]
-    raise BuildError(triple, "there is no linker for this target here", f"apt install gcc-{triple}", "or pip install 'planish[deploy]'")
+    raise BuildError(
+        triple,
+        "there is no linker for this target here",
+        f"apt install gcc-{triple}",
+        "or pip install 'planish[deploy]'",
+    )

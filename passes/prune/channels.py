@@ -101,7 +101,10 @@ class IndexGraph(Constraints):
         rule = find_rule(node) if has_schema(node) else None
         if rule is None:
             raise NoRule("it has no rule")
-        result = rule(self, node, arguments(node))
+        try:
+            result = rule(self, node, arguments(node))
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise NoRule(f"its rule does not cover this form of the call ({error})") from error
         dims = result if result and isinstance(result[0], list) else [result]
         if [[len(d) for d in tensor] for tensor in dims] != extents(node):
             raise NoRule("the extents that its rule gives are not the recorded ones")

@@ -34,6 +34,7 @@ class Groups:
     """All free components that hold at least one parameter, numbered 0, 1, ...
 
     families   in the order of their first group
+    family     group -> the position of its family
     number     atom -> its group, or -1
     """
 
@@ -50,6 +51,9 @@ class Groups:
         self.number = numbers[components.label]
         self._rows_of_parameters = rows
         self.families = self._find_families()
+        self.family = np.zeros(self.count, int)
+        for position, family in enumerate(self.families):
+            self.family[family.groups] = position
 
     def _rows(self, is_free: np.ndarray) -> list[tuple[str, int, Dim]]:
         """(parameter, position, dim) of every dim of a parameter that has a free atom; tied parameters once."""
@@ -93,16 +97,34 @@ class Groups:
         return csr_matrix((counts.astype(np.int64), (rows, columns)), shape=(len(dims), self.count))
 
     def scores(self, criterion: Criterion) -> np.ndarray:
-        """The importance of every group: its entries' mean contribution, over all weights that it lives in."""
-        total, entries = np.zeros(self.count), np.zeros(self.count)
-        for name, position, dim in self._rows_of_parameters:
+        """The importance of every group, 1 on average within its family.
+
+        Each weight that a group lives in counts alike: the group's score there over the mean score of its family there.
+        Vectors (biases, norms) speak only for groups that no matrix or filter holds.
+        """
+        matrices = self._relative_scores(criterion, [row for row in self._rows_of_parameters if self._rank(row) > 1])
+        vectors = self._relative_scores(criterion, [row for row in self._rows_of_parameters if self._rank(row) == 1])
+        return np.where(np.isnan(matrices), vectors, matrices)
+
+    def _rank(self, row: tuple[str, int, Dim]) -> int:
+        return self.index.graph.weight(row[0]).ndim
+
+    def _relative_scores(self, criterion: Criterion, rows: list[tuple[str, int, Dim]]) -> np.ndarray:
+        """Mean over the rows that hold a group; NaN where none does."""
+        total, held = np.zeros(self.count), np.zeros(self.count)
+        for name, position, dim in rows:
             weight = self.index.graph.weight(name)
-            number = self.number[dim]
+            number, mass = self.number[dim], mass_by_index(criterion, weight, position)
             inside = number >= 0
-            mass = mass_by_index(criterion, weight, position)
-            total += np.bincount(number[inside], mass[inside], self.count)
-            entries += np.bincount(number[inside], minlength=self.count) * (weight.numel() // len(dim))
-        return criterion.finish(total / entries)
+            members = np.bincount(number[inside], minlength=self.count)
+            present = np.flatnonzero(members)
+            entries = members[present] * (weight.numel() // len(dim))
+            score = criterion.finish(np.bincount(number[inside], mass[inside], self.count)[present] / entries)
+            family = self.family[present]
+            mean = np.bincount(family, score) / np.maximum(np.bincount(family), 1)
+            total[present] += np.divide(score, mean[family], out=np.zeros_like(score), where=mean[family] > 0)
+            held[present] += 1
+        return np.divide(total, held, out=np.full(self.count, np.nan), where=held > 0)
 
     def alive_atoms(self, alive: np.ndarray) -> np.ndarray:
         """For every atom whether it survives when `alive` says which groups do."""

@@ -9,10 +9,10 @@ import torch
 
 @dataclass(frozen=True)
 class Criterion:
-    """A score for a group from the weights that it holds.
+    """A score for a group from its entries in one weight.
 
-    mass     what one weight entry contributes
-    finish   from the mean contribution of a group's entries to its score
+    mass     what one entry contributes
+    finish   from the mean contribution of the entries to the score
     """
 
     mass: Callable[[torch.Tensor], torch.Tensor]

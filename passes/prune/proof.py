@@ -114,10 +114,19 @@ class _Proof:
         return value * torch.from_numpy(self.alive[dim]).to(value.dtype).reshape(shape)
 
     def _run_on_survivors(self, node: fx.Node) -> torch.Tensor:
-        """The cut graph's node on the surviving parts, spread over a value of the full extents."""
+        """The cut graph's node on the surviving parts, spread over a value of the full extents.
+
+        A parameter that has the extents of the mixed dims is read where those survive: its own map is on trial here.
+        """
+        mixed = self.index.mixed[node]
+        main = node.all_input_nodes[0]
 
         def survivors(n: fx.Node) -> Any:
-            return self._thin(self.values[n], self.index.values[n]) if n in self.values else self.cut_values[n]
+            if n not in self.values:
+                return self.cut_values[n]
+            (dims,) = self.index.values[n]
+            is_parameter = n is not main and [len(d) for d in dims] == [len(d) for d in mixed]
+            return thin(self.values[n], mixed if is_parameter else dims, self.alive)
 
         small = _evaluate(_call(node), survivors)
         (dims,) = self.index.values[node]

@@ -35,6 +35,7 @@ class PruneChannels(Pass):
     """
 
     name: ClassVar[str] = "prune-channels"
+    drops: ClassVar[frozenset[str]] = frozenset({"calibrated"})  # ranges were observed on the whole model
     refuses: ClassVar[frozenset[str]] = frozenset({"fake-quant"})  # scales per channel would not follow the cut
 
     ratio: float | None = None
@@ -44,14 +45,14 @@ class PruneChannels(Pass):
     """The share of the model's multiply-accumulates that REMAINS, in (0, 1], met within 0.5 % where channel counts
     allow it: 0.7 removes 30 %."""
     importance: str = "l1"
-    """The criterion: l1 or l2, the mean magnitude of a group's weights."""
+    """The criterion: l1 or l2, the mean magnitude of a group in each weight, relative to its layer."""
     scope: str | None = None
     """layer: the same share of every layer. global: first what does the least damage to its layer for what it saves;
     at least a tenth of every layer stays. none: layer for `ratio`, global for `macs`."""
     round_to: int = 0
     """Remaining channel counts are multiples of this, or whole. 0: the target's lanes, 1 where no target is given."""
     keep: tuple[str, ...] = ()
-    """Layers whose output channels all stay: names or patterns of weights, layers or blocks (`features.0`, `*.conv1`)."""
+    """Layers whose output channels all stay: names or patterns of weights, layers or blocks (`stem`, `*.conv1`)."""
     seed: int = 0
     """Of the proof's random inputs and weights."""
 
@@ -59,7 +60,7 @@ class PruneChannels(Pass):
         given = [name for name in ("ratio", "macs") if getattr(self, name) is not None]
         if len(given) != 1:
             what = "both 'ratio' and 'macs' are given" if given else "no target is given"
-            raise UsageError(self.name, what, "expected exactly one of ratio=..., macs=...")
+            raise UsageError(self.name, what, "expected exactly one of 'ratio' and 'macs'")
         value = getattr(self, given[0])
         if not 0 < value <= 1:
             meaning = "the share of channels to remove" if given[0] == "ratio" else "the share of MACs that remains"

@@ -46,14 +46,12 @@ class Selector:
         self.groups, self.rounding, self.scope = groups, rounding, scope
         self.sizes = np.array([len(f.groups) for f in groups.families], dtype=int)
         self.steps = [family.step(rounding.lanes) for family in groups.families]
-        self.family = np.zeros(groups.count, int)
         self.rank = np.zeros(groups.count, int)
         self._savings = np.ones(len(self.sizes)) if savings is None else savings
         self._damage: list[np.ndarray] = []
-        for number, family in enumerate(groups.families):
+        for family in groups.families:
             own = scores[family.groups]
             order = np.argsort(own, kind="stable")
-            self.family[family.groups] = number
             self.rank[family.groups[order]] = np.arange(len(order))
             self._damage.append(damage(own[order]))
         self.rungs = [self._rungs(number) for number in range(len(self.sizes))]
@@ -61,7 +59,7 @@ class Selector:
 
     def alive(self, survivors: np.ndarray) -> np.ndarray:
         """For every group whether it survives, from the number of survivors of each family."""
-        return self.rank >= (self.sizes - survivors)[self.family]
+        return self.rank >= (self.sizes - survivors)[self.groups.family]
 
     def _rungs(self, number: int) -> list[int]:
         """The numbers of survivors that a family may have, from all of them down."""

@@ -1,6 +1,7 @@
 """One run of the data through the float model, which serves all observers."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import fx
 from ...ir.errors import UsageError
 from ...ir.graph import Graph
 from ...ir.ops import describe, is_op, tensors
+from ...ir.shapes import input_nodes, is_constant_input
 from ..base import Context
 from .observers import Observer
 from .placement import ACTIVATION_QUANTIZER, WEIGHT_QUANTIZER
@@ -35,12 +37,19 @@ def collect(graph: Graph, ctx: Context, where: str, observers: dict[str, Observe
     for inputs in ctx.progress(ctx.batches(graph, where), where):
         run.batches += 1
         with torch.no_grad():
-            _Watch(graph, f"{where}, batch {run.batches}", observers).run(*inputs, enable_io_processing=False)
+            _Watch(graph, f"{where}, batch {run.batches}", observers).run(initial_env=bind_inputs(graph, inputs))
         for observer in observers.values():
             observer.end_batch()
         if run.batches == 1:
             run.sample = _few(graph, inputs)
     return run
+
+
+def bind_inputs(graph: Graph, inputs: Sequence[Any]) -> dict[fx.Node, Any]:
+    """Values of all placeholders, for an interpreter: the tensors given, and the constants that capture fixed."""
+    structure = graph.module.graph
+    constants = {n: n.meta["val"] for n in structure.find_nodes(op="placeholder") if is_constant_input(n)}
+    return {**constants, **dict(zip(input_nodes(structure), inputs, strict=True))}
 
 
 def refuse_broken_weights(graph: Graph, where: str) -> None:

@@ -11,6 +11,7 @@ from torch.fx.node import map_aggregate
 
 from ...ir.graph import Graph
 from ...ir.ops import is_op, tensors
+from .collect import bind_inputs
 from .placement import ACTIVATION_QUANTIZER, WEIGHT_QUANTIZER
 
 _LEAST = -200.0  # decibels of noise without any signal, kept finite for reports
@@ -25,7 +26,7 @@ def signal_to_noise(graph: Graph, inputs: Iterable[torch.Tensor]) -> tuple[dict[
     interpreter = _SideBySide(graph.module)
     twins = [_Twin(value, value.clone()) for value in inputs]
     with torch.no_grad():
-        interpreter.run(*twins, enable_io_processing=False)
+        interpreter.run(initial_env=bind_inputs(graph, twins))
     return interpreter.found, interpreter.output_decibels
 
 

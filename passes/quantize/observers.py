@@ -133,9 +133,11 @@ class Percentile(MinMax):
 
     def _range(self) -> tuple[torch.Tensor, torch.Tensor]:
         upper = self.options.percentile / 100
-        low = torch.tensor([h.quantile(1 - upper) for h in self.histograms], dtype=torch.float64)
-        high = torch.tensor([h.quantile(upper) for h in self.histograms], dtype=torch.float64)
-        return torch.maximum(low, self.low), torch.minimum(high, self.high)
+        low, high = (
+            torch.tensor([h.quantile(level) for h in self.histograms], dtype=torch.float64).clamp(self.low, self.high)
+            for level in (1 - upper, upper)
+        )
+        return low, high
 
 
 class _Histogram:

@@ -1,7 +1,7 @@
 """The emulated CUDA device from Python: its two libraries, kernel images, and a process that runs a saved build on it.
 
-The device has to be in a process before TVM is (TVM looks for a CUDA driver once, when it is imported), and a kernel with
-a defect must not take pytest down with it, so every run is a process of its own.
+The device has to be in a process before TVM is (TVM looks for a CUDA driver once, when it is imported), and a kernel
+with a defect must not take pytest down with it, so every run is a process of its own.
 """
 
 import hashlib
@@ -132,7 +132,9 @@ def _build_libraries(folder: Path) -> None:
     (folder / "versions.map").write_text(f"{RUNTIME} {{ global: cuda*; emulator_*; local: *; }};\n")
     versions = f"-Wl,--version-script={folder / 'versions.map'}"
     _compile([HERE / "runtime.cpp", f"-Wl,-soname,{RUNTIME}", versions, "-o", folder / RUNTIME])
-    _compile([HERE / "driver.cpp", f"-Wl,-soname,{DRIVER}", folder / RUNTIME, "-Wl,-rpath,$ORIGIN", "-o", folder / DRIVER])
+    _compile(
+        [HERE / "driver.cpp", f"-Wl,-soname,{DRIVER}", folder / RUNTIME, "-Wl,-rpath,$ORIGIN", "-o", folder / DRIVER]
+    )
 
 
 def _compile(arguments: list) -> None:

@@ -146,5 +146,5 @@ ctypes.c_float.from_address(buffer.value).value
 
 
 def test_source_in_a_form_that_is_not_known_is_refused():
-    with pytest.raises(ValueError, match="recognised 0 kernels of 0.5"):
+    with pytest.raises(ValueError, match=r"recognised 0 kernels of 0\.5"):
         emulator.translate('extern "C" __global__ void kernel(float* out) {}\n')

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from tvm import tirx
-
 from .base import Arithmetic
+from .tir import T
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,9 @@ class NeonFp32(Arithmetic):
             for v in range(vectors):
                 weight = weights.vector(weight_offset + (step * vectors + v) * self.lanes, self.lanes)
                 for p, offset in enumerate(offsets):
-                    value = tirx.Shuffle([whole[p]], [step]) if whole else source.scalar(offset + step)
+                    value = T.Shuffle([whole[p]], [step]) if whole else source.scalar(offset + step)
                     total = accumulators[p][v]
-                    total.value = total.value + tirx.Broadcast(value, self.lanes) * weight
+                    total.value = total.value + T.broadcast(value, self.lanes) * weight
 
     def registers_used(self, pixels: int, vectors: int) -> int:
         return pixels * vectors + pixels + 2

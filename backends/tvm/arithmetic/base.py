@@ -1,4 +1,4 @@
-"""What an arithmetic is: how one machine multiplies and accumulates a register tile, and what that costs in registers."""
+"""What an arithmetic is: how one machine multiplies and accumulates a register tile, and at what cost."""
 
 from __future__ import annotations
 
@@ -57,6 +57,10 @@ class Arithmetic(ABC):
         feeding = accumulators / self.loads(pixels, vectors)
         return min(accumulators / 8, 1.0) * min(feeding, 1.0) * min(pixels / 6, 1.0)
 
-    def traffic(self, pixels: int, vectors: int) -> float:
-        """Loads of one k step, those of weights counted with their way from L2."""
-        return self.loads(pixels, vectors) + 2 * vectors
+    def time(self, pixels: int, vectors: int) -> float:
+        """Estimated time of one k step of a tile, in multiply-adds at peak rate.
+
+        Loads cost a little even where they are not the bottleneck; those of weights come from L2.
+        """
+        traffic = self.loads(pixels, vectors) + 2 * vectors
+        return pixels * vectors / self.efficiency(pixels, vectors) + 0.2 * traffic

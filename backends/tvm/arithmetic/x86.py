@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from tvm import tirx
-
 from .base import Arithmetic
+from .tir import T
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class X86Fp32(Arithmetic):
             pairs.sort(key=lambda pair: pair[1])
         for step in range(steps):
             for p, v in pairs:
-                value = tirx.Broadcast(source.scalar(offsets[p] + step), self.lanes)
+                value = T.broadcast(source.scalar(offsets[p] + step), self.lanes)
                 weight = weights.vector(weight_offset + (step * vectors + v) * self.lanes, self.lanes)
                 accumulators[p][v].value = accumulators[p][v].value + value * weight
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tvm import tirx
-from tvm.tirx.script import builder as T
-
+from ..arithmetic.tir import T
 from .builder import Vector, broadcast
 from .shapes import Epilogue
 
@@ -33,7 +31,7 @@ def exponential(x: Vector, lanes: int) -> Vector:
     result = broadcast(1 / 5040, lanes)
     for coefficient in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
         result = result * r + broadcast(coefficient, lanes)
-    exponent = (T.cast(n, f"int32x{lanes}") + tirx.Broadcast(T.int32(127), lanes)) << tirx.Broadcast(T.int32(23), lanes)
+    exponent = (T.cast(n, f"int32x{lanes}") + T.broadcast(T.int32(127), lanes)) << T.broadcast(T.int32(23), lanes)
     return result * T.reinterpret(exponent, dtype=f"float32x{lanes}")
 
 
@@ -59,7 +57,7 @@ def _gelu(x: Vector, lanes: int) -> Vector:
     for coefficient in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
         series = series * t + broadcast(coefficient, lanes)
     tail = broadcast(0.5, lanes) * series * t * exponential(zero - z * z, lanes)  # 1 - Phi(|x|)
-    return x * tirx.Select(x < zero, tail, one - tail)
+    return x * T.Select(x < zero, tail, one - tail)
 
 
 ACTIVATIONS: dict[str, Callable[..., Vector]] = {

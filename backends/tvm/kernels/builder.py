@@ -1,6 +1,6 @@
-"""The one builder through which every kernel goes: it opens the PrimFunc, tells LLVM what it must know, expresses loops.
+"""The one builder through which every kernel goes: it opens the PrimFunc and expresses loops.
 
-Kernels are plain Python on top of TVM's IRBuilder: a Python loop is unrolled code, `Kernel.loop` is a loop of the program.
+Kernels are plain Python on top of TVM's IRBuilder: a Python loop is unrolled code, `Kernel.loop` a loop of the program.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 from tvm import tirx
 from tvm.s_tir import SBlock, SBlockRealize
 from tvm.script.ir_builder import IRBuilder
-from tvm.tirx.script import builder as T
 
+from ..arithmetic.tir import T
 from .shapes import Shape, Signature
 
 Index = Any  # a Python int or a TIR expression: both take the same operators
@@ -38,7 +38,7 @@ def largest(a: Index, b: Index) -> Index:
 
 def broadcast(value: Any, lanes: int) -> Vector:
     """A scalar, or a Python number as float32, in every lane."""
-    return tirx.Broadcast(T.float32(value) if isinstance(value, int | float) else value, lanes)
+    return T.broadcast(T.float32(value) if isinstance(value, int | float) else value, lanes)
 
 
 class View:
@@ -65,7 +65,7 @@ class View:
 
     def store(self, offset: Index, value: Any, lanes: int = 1) -> None:
         """Write `lanes` consecutive elements."""
-        last = offset if lanes == 1 else tirx.Ramp(offset, 1, lanes)
+        last = offset if lanes == 1 else T.ramp(offset, 1, lanes)
         T.buffer_store(self.buffer, value, self._indices(last))
 
 
@@ -100,22 +100,22 @@ class Parameters:
     weights: list[View]
     residual: View | None
     target: View
-    batch: Index | None
+    batch: Index
 
 
 class Kernel:
-    """A PrimFunc under construction.
+    """A PrimFunc under construction::
 
-        with Kernel() as kernel:
-            source = kernel.argument("source", (64,))
-            target = kernel.argument("target", (64,))
-            with kernel.loop(4) as i:
-                target.store(i * 16, source.vector(i * 16, 16), 16)
-        kernel.prim_func
+    with Kernel() as kernel:
+        source = kernel.argument("source", (64,))
+        target = kernel.argument("target", (64,))
+        with kernel.loop(4) as i:
+            target.store(i * 16, source.vector(i * 16, 16), 16)
+    kernel.prim_func
     """
 
     def __enter__(self) -> Kernel:
-        self._builder = IRBuilder()
+        self._builder: Any = IRBuilder()
         self._builder.__enter__()
         self._function = T.prim_func(s_tir=True)
         self._function.__enter__()
@@ -186,21 +186,21 @@ class Kernel:
             yield tuple(reversed(indices))
 
     def prefetch(self, view: View, offset: Index) -> None:
-        """Ask for the cache line of an element. An offset past the end is harmless: nothing is read."""
+        """Ask for the cache line of an element in L2. An offset past the end is harmless: nothing is read."""
+        read, second_level, data = 0, 2, 1
         address = T.address_of(view.buffer[offset])
-        read, keep, data = 0, 3, 1
-        T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, read, keep, data))
+        T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, read, second_level, data))
 
     def select(self, condition: Any, then: Index, otherwise: Index) -> Index:
         """An index that depends on a run-time condition."""
-        return condition and then if isinstance(condition, bool) else tirx.Select(condition, then, otherwise)
+        return T.Select(condition, then, otherwise)
 
     def when(self, condition: Any) -> Any:
         """A branch of the program; a condition that Python already knows to be true is no branch."""
         return nullcontext() if condition is True else _branch(condition)
 
 
-def _with_root_block(function: tirx.PrimFunc) -> tirx.PrimFunc:
+def _with_root_block(function: Any) -> Any:
     """TVM's graph passes take the body of a kernel for a block, and fail on a bare loop."""
     block = SBlock([], [], [], "root", function.body)
     return function.with_body(SBlockRealize([], True, block))

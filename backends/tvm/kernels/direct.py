@@ -14,7 +14,7 @@ from .builder import Index, Kernel, Vector, View, smallest
 from .microkernel import Accumulators, Ahead
 from .output import Output
 from .shapes import DirectConv, Signature, round_up
-from .tile import Segment, Tile, blocks, is_parallel, lies_in, register_tile, segments
+from .tile import Tile, blocks, is_parallel, lies_in, register_tile, segments
 from .window import Columns, by_input, cut_columns, input_column, input_row, rows_on_image
 
 
@@ -89,7 +89,8 @@ def prim_func(spec: DirectConv, arithmetic: Arithmetic) -> Any:
     with Kernel() as kernel:
         given = kernel.parameters(signature(spec, arithmetic))
         output = Output(kernel, arithmetic.lanes, spec.epilogue, given.target, given.residual)
-        nest = _Nest(kernel, arithmetic, spec, plan(spec, arithmetic), given.sources[0], *given.weights, output)
+        source, (weights, bias) = given.sources[0], given.weights
+        nest = _Nest(kernel, arithmetic, spec, plan(spec, arithmetic), source, weights, bias, output)
         nest.emit(spec.batch or given.batch)
     return kernel.prim_func
 
@@ -156,9 +157,14 @@ class _Nest:
         sums = Accumulators(self.kernel, self.arithmetic, place.columns.size, place.vectors)
         sums.start(self.bias, channel)
         begin, end = rows_on_image(window, self.spec.height, place.row)
+        panel = channel * self.depth
+        ahead = self.ahead(place, panel)
         with self.kernel.loop(end - begin, begin) as tap:
-            feed = self.feed_image if self.spec.image else self.feed
-            feed(sums, place, tap, channel * self.depth)
+            if self.spec.image:
+                self.feed_image(sums, place, tap, panel)
+            else:
+                passes = (tap - begin) * (window.kernel[1] * (p.group_in // self.arithmetic.unroll))
+                self.feed(sums, place, tap, panel, ahead and ahead.after(passes))
         output, pitch = self.output.at(place.image), round_up(self.spec.out_channels, lanes)
         first = (place.row * p.out_width + place.column) * pitch + channel
 
@@ -167,7 +173,7 @@ class _Nest:
 
         sums.finish(store)
 
-    def feed(self, sums: Accumulators, place: _Place, tap_row: Index, panel: Index) -> None:
+    def feed(self, sums: Accumulators, place: _Place, tap_row: Index, panel: Index, ahead: Ahead | None) -> None:
         """One row of the window over packed channels: the channels of each tap are one run.
 
         `panel`: offset of the panel of weights.
@@ -178,21 +184,20 @@ class _Nest:
             with self.kernel.loop(taps, first) as tap:
                 start = (line + input_column(window, place.column, tap)) * self.pitch_in + place.group * p.group_in
                 offsets = _offsets(start, window.stride[1] * self.pitch_in, taking_part)
-                done = tap_row * window.kernel[1] + tap
-                weights = panel + done * (p.group_in * place.vectors * self.arithmetic.lanes)
-                sums.accumulate(source, offsets, self.weights, weights, p.group_in, self.ahead(place, panel, done))
+                step = (tap_row * window.kernel[1] + tap) * p.group_in
+                weights = panel + step * (place.vectors * self.arithmetic.lanes)
+                here = ahead and ahead.after(ahead.passed + tap * (p.group_in // self.arithmetic.unroll))
+                sums.accumulate(source, offsets, self.weights, weights, p.group_in, here)
 
-    def ahead(self, place: _Place, panel: Index, done: Index) -> Ahead | None:
-        """What a whole tile prefetches of the next panel in tap number `done`."""
-        p, window = self.plan, self.spec.window
-        if place.columns.size != p.tile.pixels:
+    def ahead(self, place: _Place, panel: Index) -> Ahead | None:
+        """What a whole tile prefetches of the next panel."""
+        p, pixels = self.plan, self.plan.tile.pixels
+        if self.spec.image or place.columns.size != pixels:
             return None
-        per_row = p.out_width // p.tile.pixels
-        lines = Ahead.lines_per_pass(self.arithmetic, place.vectors, p.out_height * per_row)
-        tiles = place.row * per_row + place.column // p.tile.pixels
-        passes = (tiles * (window.kernel[0] * window.kernel[1]) + done) * (p.group_in // self.arithmetic.unroll)
+        per_row = p.out_width // pixels
         next_panel = panel + self.depth * place.vectors * self.arithmetic.lanes
-        return Ahead(next_panel, passes, lines) if lines else None
+        tiles, tile = p.out_height * per_row, place.row * per_row + place.column // pixels
+        return Ahead.plan(self.arithmetic, next_panel, self.depth, place.vectors, tiles, tile)
 
     def feed_image(self, sums: Accumulators, place: _Place, tap_row: Index, panel: Index) -> None:
         """One row of the window over the planes of a plain image.

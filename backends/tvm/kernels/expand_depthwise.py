@@ -66,10 +66,10 @@ def prim_func(spec: ExpandDepthwise, arithmetic: Arithmetic) -> Any:
     with Kernel() as kernel:
         given = kernel.parameters(signature(spec, arithmetic))
         output = Output(kernel, arithmetic.lanes, spec.epilogue, given.target, given.residual)
-        taps = Taps(kernel, arithmetic, spec.window, spec.height, arithmetic.lanes, *given.weights[2:])
-        nest = _Nest(
-            kernel, arithmetic, spec, _tile(spec, arithmetic), given.sources[0], *given.weights[:2], taps, output
-        )
+        weights, bias, *second = given.weights
+        taps = Taps(kernel, arithmetic, spec.window, spec.height, arithmetic.lanes, *second)
+        tile, source = _tile(spec, arithmetic), given.sources[0]
+        nest = _Nest(kernel, arithmetic, spec, tile, source, weights, bias, taps, output)
         nest.emit(spec.batch or given.batch)
     return kernel.prim_func
 
@@ -117,10 +117,10 @@ class _Nest:
     def expand_rows(self, image: Index, first: Index, row: Index, panel: Index, cut: Segment, ring: View) -> None:
         """The rows of the expansion that output row `row` needs, without those that row - 1 has left in the ring."""
         spec, step, top = self.spec, self.spec.window.stride[0], self.spec.window.padding[0]
-        begin = largest(0, row * step - top)
-        end = smallest(spec.height, row * step - top + self.rows)
-        there = smallest(spec.height, (row - 1) * step - top + self.rows)
-        begin = begin if isinstance(row, int) else self.kernel.select(row == first, begin, largest(begin, there))
+        begin, end = largest(0, row * step - top), smallest(spec.height, row * step - top + self.rows)
+        if row is not first:  # a band of one row starts and ends with it
+            there = smallest(spec.height, (row - 1) * step - top + self.rows)
+            begin = self.kernel.select(row == first, begin, largest(begin, there))
         with self.kernel.loop(end - begin, begin) as y:
             for columns in segments(spec.width, self.tile.pixels):
                 with self.kernel.loop(columns.count) as i:
@@ -150,9 +150,9 @@ class _Nest:
         spec = self.spec
         if pixels != self.tile.pixels:
             return None
-        lines = Ahead.lines_per_pass(self.arithmetic, cut.size, spec.height * (spec.width // pixels))
-        passes = spec.in_channels // self.arithmetic.unroll
-        return Ahead(here + spec.in_channels * cut.size * self.arithmetic.lanes, done * passes, lines) if lines else None
+        next_panel = here + spec.in_channels * cut.size * self.arithmetic.lanes
+        tiles = spec.height * (spec.width // pixels)
+        return Ahead.plan(self.arithmetic, next_panel, spec.in_channels, cut.size, tiles, done)
 
     def line(self, y: Index, vector: Index, cut: Segment) -> Index:
         """Where the ring holds a vector of input row y."""

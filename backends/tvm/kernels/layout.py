@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from tvm.tirx.script import builder as T
 
 from ..arithmetic import Arithmetic
+from ..arithmetic.tir import T
 from .builder import Kernel
 from .shapes import Signature, ToPacked, ToPlain, round_up
 from .tile import is_parallel

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 import numpy as np
@@ -11,28 +11,41 @@ import numpy as np
 from ..arithmetic import Arithmetic
 from .builder import Index, Kernel, Vector, View
 
-
 CACHE_LINE = 64  # bytes
-FEW_TILES = 4  # per cache line of a pass: with more, the hardware's own prefetch is in time
+FEW_TILES = 4  # per cache line of a pass: with more, the processor's own prefetch is in time
 
 
 @dataclass(frozen=True)
 class Ahead:
-    """Prefetch of the next panel of weights, spread evenly over the k steps of this one.
+    """Prefetch of the next panel of weights into L2, shared out among the tiles that use this one.
 
     Where maps are small and weights large, a panel serves only a few tiles, so the time to fetch the next one shows.
-    `first`: offset of the next panel; `passed`: passes of the inner loop before this tile.
+    `start`: offset of this tile's share; `lines`: cache lines per pass of the inner loop; `passed`: passes of this tile
+    before the run.
     """
 
-    first: Index
-    passed: Index
-    lines: int  # per pass of the inner loop
+    start: Index
+    lines: int
+    passed: Index = 0
 
     @staticmethod
-    def lines_per_pass(arithmetic: Arithmetic, vectors: int, tiles: int) -> int:
-        """Cache lines to prefetch in one pass of the inner loop if `tiles` tiles share a panel; 0 if few would do."""
-        lines = arithmetic.unroll * vectors * arithmetic.lanes * np.dtype(arithmetic.weight).itemsize / CACHE_LINE
-        return ceil(lines / tiles) if tiles <= FEW_TILES * lines else 0
+    def plan(
+        arithmetic: Arithmetic, next_panel: Index, depth: int, vectors: int, tiles: int, tile: Index
+    ) -> Ahead | None:
+        """The share of tile number `tile` of `tiles`, for panels of `depth` k steps; None where it would not pay."""
+        per_step = vectors * arithmetic.lanes * np.dtype(arithmetic.weight).itemsize / CACHE_LINE
+        if tiles > FEW_TILES * arithmetic.unroll * per_step:
+            return None
+        share = ceil(depth * per_step / tiles) * _per_line(arithmetic)
+        return Ahead(next_panel + tile * share, ceil(arithmetic.unroll * per_step / tiles))
+
+    def after(self, passes: Index) -> Ahead:
+        """The same share, when `passes` of it are done."""
+        return replace(self, passed=passes)
+
+
+def _per_line(arithmetic: Arithmetic) -> int:
+    return CACHE_LINE // np.dtype(arithmetic.weight).itemsize
 
 
 class Accumulators:
@@ -81,9 +94,9 @@ class Accumulators:
     def _prefetch(self, weights: View, ahead: Ahead | None, k: Index) -> None:
         if ahead is None:
             return
-        per_line = CACHE_LINE // np.dtype(self._arithmetic.weight).itemsize
         for line in range(ahead.lines):
-            self._kernel.prefetch(weights, ahead.first + ((ahead.passed + k) * ahead.lines + line) * per_line)
+            place = ((ahead.passed + k) * ahead.lines + line) * _per_line(self._arithmetic)
+            self._kernel.prefetch(weights, ahead.start + place)
 
     def finish(self, store: Callable[[int, int, Vector], None]) -> None:
         """Hand every accumulator to store(pixel, vector, value)."""

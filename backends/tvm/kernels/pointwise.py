@@ -88,13 +88,13 @@ def prim_func(spec: Pointwise | Dense, arithmetic: Arithmetic) -> Any:
     with Kernel() as kernel:
         given = kernel.parameters(signature(spec, arithmetic))
         output = Output(kernel, arithmetic.lanes, spec.epilogue, given.target, given.residual)
-        nest = _Nest(kernel, arithmetic, p, given.sources[0], *given.weights, output)
-        if p.images is None:
-            nest.emit(given.batch, p.pixels)
-        elif p.pixels is None:
-            nest.emit(1, given.batch * (1 if isinstance(spec, Dense) else spec.height * spec.width))
-        else:
-            nest.emit(1, p.pixels)
+        source, (weights, bias) = given.sources[0], given.weights
+        nest = _Nest(kernel, arithmetic, p, source, weights, bias, output)
+        per_entry = 1 if isinstance(spec, Dense) else spec.height * spec.width
+        nest.emit(
+            images=given.batch if p.images is None else p.images,
+            pixels=given.batch * per_entry if p.pixels is None else p.pixels,
+        )
     return kernel.prim_func
 
 
@@ -153,10 +153,9 @@ class _Nest:
         p, tile = self.product, self.product.tile
         if p.pixels is None or pixels != tile.pixels:
             return None
-        lines = Ahead.lines_per_pass(self.arithmetic, cut.size, p.pixels // pixels)
-        passes = p.reduction // self.arithmetic.unroll
         next_panel = here + p.reduction * cut.size * self.arithmetic.lanes
-        return Ahead(next_panel, pixel // pixels * passes, lines) if lines else None
+        tiles, number = p.pixels // pixels, pixel // pixels
+        return Ahead.plan(self.arithmetic, next_panel, p.reduction, cut.size, tiles, number)
 
     def tile(self, image: Index, pixel: Index, pixels: int, panel: Index, cut: Segment) -> None:
         """One register tile: `pixels` rows by the vectors of one panel."""

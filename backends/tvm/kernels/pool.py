@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from tvm.tirx.script import builder as T
 
 from ..arithmetic import Arithmetic
+from ..arithmetic.tir import T
 from .builder import Index, Kernel, Register, Vector, View, broadcast
 from .depthwise import tile_columns
 from .shapes import GlobalMean, Pool, Signature, round_up
 from .tile import is_parallel, segments
 from .window import Columns, cut_columns, input_column, input_row, rows_on_image
 
-LOWEST = float(np.finfo(np.float32).min)  # below every finite value
+LOWEST = float("-inf")
 MEAN_VECTORS = 8  # summed side by side: hides the latency of an addition
 
 

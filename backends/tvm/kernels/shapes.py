@@ -14,17 +14,31 @@ def round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
+def _check(where: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{where}: {value!r} is unknown; expected one of {', '.join(map(repr, allowed))}.")
+
+
+ACTIVATION_NAMES = ("relu", "relu6", "clip", "hardswish", "hardsigmoid", "sigmoid", "silu", "tanh", "gelu")
+
+
 @dataclass(frozen=True)
 class Epilogue:
     """What happens to a finished value before it is stored.
 
-    `activation` is a row of `activations.ACTIVATIONS`; "clip" takes its `bounds`. `residual` adds a tensor of the
-    output's shape "before" the activation or "after" it.
+    `activation` is one of ACTIVATION_NAMES; "clip" takes its `bounds`. `residual` adds a tensor of the output's shape
+    "before" the activation or "after" it. Raises ValueError for other names.
     """
 
     activation: str | None = None
     bounds: tuple[float, float] | None = None
     residual: str | None = None
+
+    def __post_init__(self) -> None:
+        _check("epilogue activation", self.activation, (None, *ACTIVATION_NAMES))
+        _check("epilogue residual", self.residual, (None, "before", "after"))
+        if (self.activation == "clip") != (self.bounds is not None):
+            raise ValueError(f"epilogue bounds: {self.bounds} with {self.activation!r}; expected for 'clip' only.")
 
 
 @dataclass(frozen=True)
@@ -68,7 +82,10 @@ class Dense:
 
 @dataclass(frozen=True)
 class DirectConv:
-    """A convolution of any window and grouping. With `image` the input is plain NCHW."""
+    """A convolution of any window and grouping. With `image` the input is plain NCHW.
+
+    Raises ValueError if the groups do not divide the channels.
+    """
 
     batch: int | None
     height: int
@@ -79,6 +96,11 @@ class DirectConv:
     groups: int = 1
     image: bool = False
     epilogue: Epilogue = Epilogue()
+
+    def __post_init__(self) -> None:
+        if self.in_channels % self.groups or self.out_channels % self.groups:
+            channels = f"{self.in_channels} -> {self.out_channels} channels in {self.groups} groups"
+            raise ValueError(f"direct convolution: {channels}; expected groups that divide both.")
 
 
 @dataclass(frozen=True)
@@ -132,6 +154,9 @@ class Pool:
     mode: str
     count_padding: bool = True
 
+    def __post_init__(self) -> None:
+        _check("pool mode", self.mode, ("max", "mean"))
+
 
 @dataclass(frozen=True)
 class Binary:
@@ -144,6 +169,9 @@ class Binary:
     operation: str
     per_channel: bool = False
     epilogue: Epilogue = Epilogue()
+
+    def __post_init__(self) -> None:
+        _check("elementwise operation", self.operation, ("add", "mul"))
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from tvm import tirx
-
 from ..arithmetic import Arithmetic
+from ..arithmetic.tir import T
 from .builder import Index
 
 # Multiply-adds below which waking the other threads costs more than they save (about 10 microseconds of one core).
@@ -48,21 +47,16 @@ def segments(extent: int, size: int) -> Iterator[Segment]:
 def register_tile(arithmetic: Arithmetic, pixels: int, vectors: int, reserved: int = 0) -> Tile:
     """The tile that covers `pixels` x `vectors` at the least estimated time, tails included.
 
-    Among equals the one with the least traffic per multiply-add wins. `reserved` registers per vector are kept free.
+    `reserved` registers per vector are kept free.
     """
 
-    def pieces(tile: Tile) -> list[tuple[int, int, int]]:
-        return [
+    def time(tile: Tile) -> float:
+        cut = [
             (rows.count * columns.count, rows.size, columns.size)
             for rows in segments(pixels, tile.pixels)
             for columns in segments(vectors, tile.vectors)
         ]
-
-    def order(tile: Tile) -> tuple[float, float]:
-        cut = pieces(tile)
-        time = sum(count * p * v / arithmetic.efficiency(p, v) for count, p, v in cut)
-        traffic = sum(count * arithmetic.traffic(p, v) for count, p, v in cut)
-        return round(time * (1 + TAIL_COST * (len(cut) - 1)), 6), traffic
+        return sum(count * arithmetic.time(p, v) for count, p, v in cut) * (1 + TAIL_COST * (len(cut) - 1))
 
     candidates = [
         Tile(p, v)
@@ -70,7 +64,7 @@ def register_tile(arithmetic: Arithmetic, pixels: int, vectors: int, reserved: i
         for v in range(1, min(vectors, arithmetic.registers) + 1)
         if (p, v) == (1, 1) or arithmetic.registers_used(p, v) + reserved * v <= arithmetic.registers
     ]
-    return min(candidates, key=order)
+    return min(candidates, key=time)
 
 
 def blocks(arithmetic: Arithmetic, bytes_read: int, pieces: int, panels: int) -> int:
@@ -94,4 +88,4 @@ def lies_in(panel: Index, segment: Segment, vectors: int, count: int) -> Any:
     if segment.count == count:
         return True
     first = segment.start // vectors
-    return panel == first if segment.count == 1 else tirx.And(panel >= first, panel < first + segment.count)
+    return panel == first if segment.count == 1 else T.And(panel >= first, panel < first + segment.count)

@@ -89,7 +89,7 @@ def range_bounds(cut, node: fx.Node, call: Call) -> None:
 def take_positions(index: Constraints, node: fx.Node, call: Call) -> Dims | list[Dims]:
     """A dim that is read by position stays whole."""
     x = index[call.self]
-    chosen = call.dims if hasattr(call, "dims") else [call.dim]
+    chosen = [call.dim] if hasattr(call, "dim") else call.dims or range(len(x))  # a roll without dims is of all
     index.freeze([x[d] for d in chosen], f"{op_name(node)} reads them by position")
     if op_name(node) in ("flip", "roll"):
         return x

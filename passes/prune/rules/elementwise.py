@@ -29,7 +29,18 @@ def drop(index: Constraints, node: fx.Node, call: Call) -> Dims:
     return index[call.input]
 
 
-@rule("clone", "contiguous", "to", "_to_copy", "detach", "alias", "lift_fresh_copy", "zeros_like", "ones_like")
+@rule(
+    "clone",
+    "contiguous",
+    "to",
+    "_to_copy",
+    "detach",
+    "alias",
+    "lift_fresh_copy",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+)
 def copy(index: Constraints, node: fx.Node, call: Call) -> Dims:
     return index[node.all_input_nodes[0]]
 

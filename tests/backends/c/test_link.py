@@ -19,7 +19,14 @@ def bare_machine(monkeypatch, tmp_path):
     return tmp_path
 
 
-def test_gcc_of_the_triple_comes_first():
+def program(folder, name):
+    (folder / name).write_text("#!/bin/sh\n")
+    (folder / name).chmod(0o755)
+
+
+def test_gcc_of_the_triple_comes_first(monkeypatch, tmp_path):
+    program(tmp_path, "aarch64-linux-gnu-gcc")
+    monkeypatch.setenv("PATH", str(tmp_path))
     assert find_linker(BOARD).command == ("aarch64-linux-gnu-gcc",)
     assert find_linker(BOARD, "zig").command == (sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-musl")
 
@@ -28,12 +35,11 @@ def test_zig_steps_in_where_there_is_no_gcc(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert find_linker(BOARD).name == "zig"
     assert find_linker("x86_64-linux-gnu").command[-1] == "x86_64-linux-musl"
+    assert find_linker("x86_64-linux-gnu", shared=True).command[-1] == "x86_64-linux-gnu.2.28"
 
 
 def test_a_compiler_of_another_machine_is_not_taken(bare_machine):
-    native = bare_machine / "gcc"
-    native.write_text("#!/bin/sh\n")
-    native.chmod(0o755)
+    program(bare_machine, "gcc")
     with pytest.raises(BuildError):
         find_linker("riscv64-linux-gnu")
 
@@ -53,5 +59,5 @@ def test_an_unknown_linker_is_refused():
 def test_a_failed_build_shows_the_compilers_message(tmp_path):
     (tmp_path / "wrong.c").write_text("int main(void) { return missing; }\n")
     with pytest.raises(BuildError, match="missing"):
-        find_linker("x86_64-linux-gnu", "gcc").build(tmp_path, "wrong", ["wrong.c"])
+        find_linker("x86_64-linux-gnu").build(tmp_path, "wrong", ["wrong.c"])
     assert not (tmp_path / "wrong").exists()

@@ -1,7 +1,7 @@
 """Whole models for CUDA: real machine code for every GPU row, and numbers from an emulated device."""
 
+import itertools
 import platform
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from planish.backends.target import Target
-from planish.backends.tvm import cubin
+from planish.backends.tvm import cubin, cuda
 from planish.backends.tvm.cuda import CudaBuild, CudaLibrary, build_cuda, relax_module
 from planish.ir.errors import BuildError, UsageError
 
@@ -28,7 +28,22 @@ def exported(model: nn.Module, *inputs: torch.Tensor, **options) -> tvm.IRModule
 
 def example(name: str) -> tuple[nn.Module, torch.Tensor]:
     make, shape = EXAMPLES[name]
-    return make(), torch.randn(2, *shape, generator=torch.Generator().manual_seed(1))
+    model = make()
+    with_folded_norms(model)
+    return model, torch.randn(2, *shape, generator=torch.Generator().manual_seed(1))
+
+
+def with_folded_norms(model: nn.Module) -> None:
+    """Fold each batch norm into the convolution that its module declares just before it."""
+    for module in list(model.modules()):
+        children = module.named_children()
+        for (_, conv), (name, norm) in itertools.pairwise(children):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                assert norm.running_mean is not None and norm.running_var is not None
+                conv.weight, conv.bias = fuse_conv_bn_weights(
+                    conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+                )
+                setattr(module, name, nn.Identity())
 
 
 def float64(model: nn.Module, x: torch.Tensor) -> np.ndarray:
@@ -39,20 +54,19 @@ def float64(model: nn.Module, x: torch.Tensor) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def mobilenet() -> tvm.IRModule:
-    return exported(*example("efficientnet"))
+def small() -> tvm.IRModule:
+    return exported(*example("vgg"))
 
 
 @pytest.fixture(scope="module")
-def build(mobilenet) -> CudaBuild:
-    return build_cuda(mobilenet, arch="sm_80")
+def build(small) -> CudaBuild:
+    return build_cuda(small, arch="sm_80")
 
 
-@pytest.mark.parametrize("row", GPU_ROWS)
-@pytest.mark.parametrize("compiler", ["auto", "nvrtc"])
-def test_every_gpu_row_gets_a_library_with_its_own_machine_code(mobilenet, tmp_path, row, compiler):
+@pytest.mark.parametrize(("row", "compiler"), [*((row, "auto") for row in GPU_ROWS), (GPU_ROWS[-1], "nvrtc")])
+def test_every_gpu_row_gets_a_library_with_its_own_machine_code(small, tmp_path, row, compiler):
     target = Target.get(row)
-    made = build_cuda(mobilenet, arch=target.cuda_arch, triple=target.triple, cpu=target.cpu, compiler=compiler)
+    made = build_cuda(small, arch=target.cuda_arch, triple=target.triple, cpu=target.cpu, compiler=compiler)
     assert cubin.architecture(made.cubin) == target.cuda_arch
     library = made.save(tmp_path / "model.so").read_bytes()
     assert library[18] == {"x86_64": 0x3E, "aarch64": 0xB7}[target.machine]
@@ -61,9 +75,9 @@ def test_every_gpu_row_gets_a_library_with_its_own_machine_code(mobilenet, tmp_p
     assert list(tmp_path.iterdir()) == [tmp_path / "model.so"]
 
 
-def test_the_library_is_the_same_every_time(mobilenet, build, tmp_path):
+def test_the_library_is_the_same_every_time(small, build, tmp_path):
     first = build.save(tmp_path / "first.so").read_bytes()
-    again = build_cuda(mobilenet, arch="sm_80").save(tmp_path / "elsewhere" / "again.so").read_bytes()
+    again = build_cuda(small, arch="sm_80").save(tmp_path / "elsewhere" / "again.so").read_bytes()
     assert first == again
 
 
@@ -79,9 +93,8 @@ def test_facts_list_every_kernel(build):
 
 
 # float32 against float64: sums of up to 1,000 products of numbers near 1, in a few layers.
-@pytest.mark.parametrize("name", ["efficientnet", "vgg", "densenet"])
-def test_numbers_on_the_emulated_device(name):
-    model, x = example(name)
+def test_numbers_on_the_emulated_device():
+    model, x = example("efficientnet")
     (output,) = emulator.run(build_cuda(exported(model, x), arch="sm_80"), x.numpy())
     np.testing.assert_allclose(output, float64(model, x), atol=1e-5, rtol=1e-5)
 
@@ -92,33 +105,36 @@ class EveryKindOfReduction(nn.Module):
     def forward(self, x, y):
         windows = torch.nn.functional.max_pool2d(x, 3, 2, 1) + torch.nn.functional.avg_pool2d(y, 2)
         scores = torch.softmax(windows.flatten(2), -1)
-        return scores, torch.nn.functional.layer_norm(x * torch.sigmoid(y), [16]), (x @ y).sum((1, 2, 3)), x.amax((2, 3))
+        return scores, torch.nn.functional.layer_norm(x * torch.sigmoid(y), [16]), (x @ y).sum((1, 2, 3))
 
 
-@pytest.mark.parametrize("order", ["forward", "reverse"])
-def test_reductions_on_the_emulated_device(order):
+def test_reductions_on_the_emulated_device():
     generator = torch.Generator().manual_seed(2)
     model, inputs = EveryKindOfReduction(), [torch.randn(2, 5, 16, 16, generator=generator) for _ in range(2)]
-    outputs = emulator.run(build_cuda(exported(model, *inputs), arch="sm_80"), *(x.numpy() for x in inputs), order=order)
+    made = build_cuda(exported(model, *inputs), arch="sm_80")
+    arrays, image = [x.numpy() for x in inputs], emulator.kernel_image(made.source)
+    outputs = emulator.run(made, *arrays, image=image)
     for output, wanted in zip(outputs, model(*(x.double() for x in inputs)), strict=True):
         # The long sum adds 20,480 products of normal numbers, whose sum is near 100.
         np.testing.assert_allclose(output, wanted.numpy(), atol=2e-4 if wanted.ndim == 1 else 1e-5, rtol=1e-5)
+    for output, reverse in zip(outputs, emulator.run(made, *arrays, image=image, order="reverse"), strict=True):
+        np.testing.assert_array_equal(output, reverse)
 
 
-def test_a_cuda_graph_gives_the_same_bytes(mobilenet, build):
-    _, x = example("efficientnet")
-    graph = build_cuda(mobilenet, arch="sm_80", cuda_graph=True)
+def test_a_cuda_graph_gives_the_same_numbers(small):
+    model, x = example("vgg")
+    graph = build_cuda(small, arch="sm_80", cuda_graph=True)
     assert "cuda_graph" in graph.executable.as_text()
-    np.testing.assert_array_equal(emulator.run(graph, x.numpy())[0], emulator.run(build, x.numpy())[0])
+    (output,) = emulator.run(graph, x.numpy())
+    np.testing.assert_allclose(output, float64(model, x), atol=1e-5, rtol=1e-5)
 
 
 def test_a_symbolic_batch_stays_symbolic():
     model, x = example("vgg")
     dynamic = exported(model, x, dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
-    made = build_cuda(dynamic, arch="sm_80")
-    for batch in (1, 2):
-        (output,) = emulator.run(made, x[:batch].numpy())
-        np.testing.assert_allclose(output, float64(model, x[:batch]), atol=1e-5, rtol=1e-5)
+    three = torch.cat([x, x[:1]])
+    (output,) = emulator.run(build_cuda(dynamic, arch="sm_80"), three.numpy())
+    np.testing.assert_allclose(output, float64(model, three), atol=1e-5, rtol=1e-5)
 
 
 def test_efficientnet_lite0_with_its_weights_on_the_emulated_device():
@@ -131,45 +147,36 @@ def test_efficientnet_lite0_with_its_weights_on_the_emulated_device():
     (output,) = emulator.run(made, x.numpy())
     assert np.abs(output - wanted).max() <= 1e-4
     assert output.argmax() == wanted.argmax()
-    # Eight threads a block was what TVM's own rules gave the depthwise convolutions.
+    # TVM's own rules give the depthwise convolutions eight threads a block.
     assert all(kernel.threads >= 32 and kernel.local_bytes == 0 for kernel in made.kernels)
 
 
-def with_folded_norms(model: nn.Module) -> None:
-    """Fold each batch norm into the convolution that its module declares just before it."""
-    for module in list(model.modules()):
-        children = list(module.named_children())
-        for (_, conv), (name, norm) in zip(children, children[1:], strict=False):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                conv.weight, conv.bias = fuse_conv_bn_weights(
-                    conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-                )
-                setattr(module, name, nn.Identity())
-
-
-@pytest.mark.skipif(tvm.cuda(0).exist, reason="this machine has a CUDA device")
-def test_without_a_device_a_library_does_not_run(build, tmp_path):
+def test_without_a_device_a_library_does_not_run(build, tmp_path, monkeypatch):
+    # Device 99 stands for a machine without a GPU also where there is one.
+    monkeypatch.setattr(cuda, "DEVICE", 99)
     with pytest.raises(UsageError, match="cuda: this machine has no CUDA device that TVM can use"):
         CudaLibrary(build.save(tmp_path / "model.so"))
 
 
 @pytest.mark.parametrize("arch", ["sm80", "sm_", "sm_90a", "compute_80", "", "sm_8O"])
-def test_a_name_that_is_no_architecture_is_refused(mobilenet, arch):
+def test_a_name_that_is_no_architecture_is_refused(small, arch):
     with pytest.raises(UsageError, match=f"the architecture '{arch}' is unknown; expected a form like 'sm_80'"):
-        build_cuda(mobilenet, arch=arch)
+        build_cuda(small, arch=arch)
 
 
 def test_a_model_without_kernels_is_refused():
     class Nothing(nn.Module):
         def forward(self, x):
-            return x.reshape(4, 4)
+            return x
 
     with pytest.raises(BuildError, match="the model has 0 modules of GPU kernels; expected one"):
         build_cuda(exported(Nothing(), torch.zeros(16)), arch="sm_80")
 
 
-def test_an_unknown_host_is_refused(build, tmp_path):
-    other = build_cuda(exported(*example("mlp")), arch="sm_80", triple="riscv64-linux-gnu")
-    with pytest.raises(BuildError, match="riscv64-linux-gnu"):
-        other.save(tmp_path / "model.so")
-    assert not list(Path(tmp_path).iterdir())
+def test_an_op_that_tvm_does_not_know_is_named():
+    class Largest(nn.Module):
+        def forward(self, x):
+            return x.amax(1)
+
+    with pytest.raises(BuildError, match=r"TVM cannot import the model .*amax"):
+        exported(Largest(), torch.zeros(4, 4))

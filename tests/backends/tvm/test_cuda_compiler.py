@@ -65,7 +65,7 @@ def test_nvcc_comes_first(monkeypatch):
 
 def test_without_a_compiler_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setattr(cuda_compiler, "find_nvcc", lambda: None)
-    with pytest.raises(BuildError, match="no nvcc on PATH.*install a CUDA toolkit"):
+    with pytest.raises(BuildError, match=r"no nvcc on PATH.*install a CUDA toolkit"):
         find_compiler("nvcc")
     monkeypatch.setattr(cuda_compiler.importlib.util, "find_spec", lambda name: None)
     for name in ("auto", "nvrtc"):

@@ -46,7 +46,7 @@ def test_only_the_code_and_its_format_change():
     ],
 )
 def test_another_layout_is_refused(parts):
-    with pytest.raises(BuildError, match="in another layout; install apache-tvm==0.27.0.post1"):
+    with pytest.raises(BuildError, match="in another layout; install apache-tvm"):
         with_binary(imports(*parts), SOURCE, CUBIN)
 
 

@@ -1,7 +1,9 @@
 """Which kernels get one thread for each output, as TVM's own analysis of the scheduled code shows."""
 
+import numpy as np
 import pytest
 import torch
+from cuda_emulator import emulator
 from torch import nn
 
 from planish.backends.tvm.cuda import build_cuda, relax_module
@@ -45,3 +47,32 @@ def test_a_reduction_longer_than_a_warp_is_split_between_threads(length, split):
 
 def test_several_reductions_in_one_kernel_are_left_to_tvm():
     assert list(kernels(nn.Softmax(-1), (64, 10))) == ["softmax_kernel"]
+
+
+def test_padding_at_the_end_of_an_axis_is_not_fused_behind_a_convolution():
+    model = nn.Sequential(nn.Conv2d(40, 64, 1), nn.ReLU(), nn.ZeroPad2d((0, 1, 0, 1)))
+    made = kernels(model, (1, 40, 14, 14))
+    assert sorted(name.partition("_kernel")[0] for name in made) == ["fused_conv2d_add_relu", "pad"]
+
+
+class Gate(nn.Module):
+    """What scales the map is smaller than the map: squeeze and excitation."""
+
+    def __init__(self, wide: int):
+        super().__init__()
+        self.conv = nn.Conv2d(wide, 16, 1)
+
+    def forward(self, squeezed, x):
+        return x * torch.sigmoid(self.conv(squeezed))
+
+
+@pytest.mark.parametrize("wide", [8, 100])
+def test_an_epilogue_larger_than_its_convolution_is_computed_whole(wide):
+    torch.manual_seed(0)
+    model, inputs = Gate(wide).eval(), (torch.randn(1, wide, 1, 1), torch.randn(1, 16, 9, 9))
+    build = build_cuda(relax_module(torch.export.export(model, inputs)), arch="sm_80")
+    (output,) = emulator.run(build, *(x.numpy() for x in inputs))
+    with torch.no_grad():
+        wanted = model.double()(*(x.double() for x in inputs)).numpy()
+    # Sums of up to 100 products of numbers below 4, in float32.
+    np.testing.assert_allclose(output, wanted, atol=1e-5)

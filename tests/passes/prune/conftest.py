@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+
 from planish.ir.graph import Graph
 from planish.passes.prune.channels import IndexGraph
 from planish.passes.prune.cut import cut

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from models import EXAMPLES
+from torch import nn
+
 from planish.ir import rewrite
 from planish.ir.capture import capture
 from planish.ir.errors import VerifyError
@@ -15,7 +17,6 @@ from planish.passes.prune.cut import cut
 from planish.passes.prune.groups import Groups
 from planish.passes.prune.proof import TOLERANCE, Snapshot, prove
 from planish.passes.prune.rules.table import replace_dim
-from torch import nn
 
 
 class GroupedTransposed(nn.Module):
@@ -32,6 +33,9 @@ class GroupedTransposed(nn.Module):
 @cache
 def captured(name: str):
     torch.manual_seed(0)
+    if name == "layer norm":
+        model = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 4))
+        return capture(model, torch.randn(2, 5, 6))
     if name == "grouped transposed":
         return capture(GroupedTransposed(), torch.randn(2, 3, 6, 6))
     make, shape = EXAMPLES[name]
@@ -91,7 +95,17 @@ def swapped_groups(index, node, call):
     return [x[0], out, *index.new_frozen(extents, "spatial")]
 
 
+def shifted_layer_norm(index, node, call):
+    """Scale and shift in the wrong order against the features."""
+    x = index[call.input]
+    index.mix(node, x[-1:])
+    for parameter in (call.weight, call.bias):
+        index.tie(np.roll(x[-1], 1), index[parameter][0])
+    return x
+
+
 MUTANTS = [
+    ("layer_norm", shifted_layer_norm, "layer norm"),
     ("cat", reversed_cat, "densenet"),
     ("batch_norm", rolled_norm, "resnet"),
     ("flatten", channels_last_flatten, "vgg"),

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from models import EXAMPLES
+from torch import nn
+
 from planish.ir.capture import capture
 from planish.ir.cost import cost
 from planish.ir.errors import UsageError, VerifyError
@@ -16,7 +18,6 @@ from planish.passes.base import Context, Fuel
 from planish.passes.fold_batch_norm import FoldBatchNorm
 from planish.passes.prune import rules
 from planish.passes.prune.prune_channels import PruneChannels
-from torch import nn
 
 
 @cache
@@ -229,6 +230,19 @@ def test_fenced_ops_and_frozen_layers_are_reported():
     assert "b" not in skips
 
 
+def test_a_rule_that_trips_fences_its_op(monkeypatch):
+    def trips(index, node, call):
+        (one,) = index[call.self]
+        return [one]
+
+    graph = captured("mlp").copy()
+    monkeypatch.setitem(rules.RULES, "gelu", trips)
+    result = PruneChannels(ratio=0.5).run(graph, Context())
+    (why,) = [skip.why for skip in result.skipped if "aten.gelu" in skip.where]
+    assert "does not cover this form of the call (too many values to unpack" in why
+    assert [layer["channels"] for layer in result.details["layers"]] == [[64, 32], [32, 32], [5, 5]]
+
+
 def test_fuel_stops_after_n_families():
     graph, fuel = captured("resnet").copy(), Fuel(2)
     result = PruneChannels(ratio=0.5).run(graph, Context(fuel=fuel))
@@ -250,7 +264,7 @@ def test_a_wrong_rule_ends_in_a_verify_error(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "no target is given; expected exactly one of ratio=..., macs=..."),
+        ({}, "no target is given; expected exactly one of 'ratio' and 'macs'"),
         ({"ratio": 0.5, "macs": 0.5}, "both 'ratio' and 'macs' are given"),
         ({"ratio": 0.0}, "ratio is 0; expected the share of channels to remove, above 0 and at most 1"),
         ({"ratio": 1.5}, "ratio is 1.5"),

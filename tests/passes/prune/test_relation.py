@@ -5,10 +5,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from torch import fx
+
 from planish.passes.prune.components import FREE, Components
 from planish.passes.prune.factors import solve
 from planish.passes.prune.relation import NoRule, Relation
-from torch import fx
 
 
 def node() -> fx.Node:

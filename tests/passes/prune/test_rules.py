@@ -10,11 +10,12 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from planish.ir.capture import capture
 from planish.ir.verify import verify
 from planish.passes.prune.channels import IndexGraph
 from planish.passes.prune.groups import Groups
-from torch import Tensor, nn
 
 
 class Between(nn.Module):
@@ -233,6 +234,31 @@ def test_quantizers_follow_their_weights(seed, cut_at_random):
     assert "op.conv.weight" in done.index.channels
 
 
+class LanguageModel(nn.Module):
+    """Token embeddings tied to the output layer: the features are thinned in both at once, the vocabulary stays."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.hidden = nn.Embedding(11, 8), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 11, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        return self.head(x + torch.relu(self.hidden(x)))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_tied_embeddings(seed, cut_at_random):
+    torch.manual_seed(0)
+    graph = capture(LanguageModel(), torch.randint(0, 11, (2, 5)))
+    done = cut_at_random(graph, seed)
+    assert done.groups.count == 8
+    assert graph.weight("embed.weight") is graph.weight("head.weight")
+    assert graph.weight("embed.weight").shape == (11, 4)
+    assert graph(torch.randint(0, 11, (3, 5))).shape == (3, 5, 11)
+
+
 @pytest.mark.parametrize(
     ("name", "op", "reason"),
     [
@@ -240,6 +266,7 @@ def test_quantizers_follow_their_weights(seed, cut_at_random):
         ("softmax", lambda m, x: torch.softmax(x, 1), "softmax"),
         ("running sum", lambda m, x: torch.cumsum(x, 1), "softmax or a running sum"),
         ("strided slice", lambda m, x: x[:, ::2].repeat(1, 2, 1, 1), "stride"),
+        ("roll of everything", lambda m, x: torch.roll(x, 3), "roll reads them by position"),
         ("crop", lambda m, x: F.pad(x, (0, 0, 0, 0, -2, 2)), "cropped"),
         ("unknown op", lambda m, x: torch.sort(x, 1)[0], "it has no rule"),
         ("gather", lambda m, x: x.gather(1, torch.zeros_like(x, dtype=torch.long)), "it has no rule"),

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from models import EXAMPLES
+from torch import nn
+
 from planish.ir.capture import capture
 from planish.ir.cost import cost
 from planish.ir.errors import UsageError
@@ -15,13 +17,27 @@ from planish.passes.prune.cut import cut
 from planish.passes.prune.groups import Groups, MacCounter
 from planish.passes.prune.importance import CRITERIA
 from planish.passes.prune.select import Rounding, Selector, by_macs, by_ratio, damage
-from torch import nn
 
 
 @cache
 def captured(name: str):
-    make, shape = EXAMPLES[name]
+    make, shape = {**EXAMPLES, "attention": (Attention, (5, 6))}[name]
+    torch.manual_seed(0)
     return capture(make(), torch.randn(2, *shape))
+
+
+class Attention(nn.Module):
+    """Six query heads on three key heads: the attention's MACs are a sum of two products."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value = nn.Linear(6, 24), nn.Linear(6, 12), nn.Linear(6, 12)
+        self.out = nn.Linear(24, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        heads = [p(x).unflatten(2, (-1, 4)).transpose(1, 2) for p in (self.query, self.key, self.value)]
+        y = nn.functional.scaled_dot_product_attention(*heads, enable_gqa=True)
+        return self.out(y.transpose(1, 2).flatten(2))
 
 
 def groups_of(name: str) -> Groups:
@@ -35,7 +51,7 @@ def selector_of(name: str, scope: str = "layer", rounding: Rounding | None = Non
 
 
 @pytest.mark.parametrize("batch", [1, 4])
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", [*EXAMPLES, "attention"])
 def test_counted_macs_are_those_of_the_cut_graph(name, batch):
     groups = groups_of(name)
     counter, rng = MacCounter(groups, batch), np.random.default_rng(3)
@@ -47,17 +63,32 @@ def test_counted_macs_are_those_of_the_cut_graph(name, batch):
     assert counter.count(alive) == cost(groups.index.graph, batch).macs  # exact integers
 
 
-def test_scores_are_the_mean_magnitudes_of_what_a_group_holds():
-    """Group i of the first layer of the MLP: row i of its weight, its bias i, column i of the next weight."""
+def test_scores_are_mean_magnitudes_relative_to_the_family():
+    """Group i of the first layer of the MLP: row i of its weight, column i of the next weight; the bias is silent."""
     groups = groups_of("mlp")
-    w, b, v = (groups.index.graph.weight(n).detach().double() for n in ("0.weight", "0.bias", "2.weight"))
-    held = torch.cat([w, b[:, None], v.T], dim=1)
+    w, v = (groups.index.graph.weight(n).detach().double() for n in ("0.weight", "2.weight"))
+    l1 = [t.abs().mean(1) for t in (w, v.T)]
+    l2 = [t.square().mean(1).sqrt() for t in (w, v.T)]
     family = groups.families[0]
     assert family.layer == "0"
     channels = groups.number[groups.index.channels["0.weight"]]
     # float64 sums in another order: 1e-12 is rounding
-    np.testing.assert_allclose(groups.scores(CRITERIA["l1"])[channels], held.abs().mean(1), rtol=1e-12)
-    np.testing.assert_allclose(groups.scores(CRITERIA["l2"])[channels], held.square().mean(1).sqrt(), rtol=1e-12)
+    for name, parts in (("l1", l1), ("l2", l2)):
+        expected = sum(part / part.mean() for part in parts) / 2
+        np.testing.assert_allclose(groups.scores(CRITERIA[name])[channels], expected, rtol=1e-12)
+
+
+def test_vectors_speak_for_groups_without_a_matrix():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor([3.0, 1.0, 2.0, 2.0]))
+
+        def forward(self, x):
+            return (x.mean(1, keepdim=True) * self.scale).mean(1)
+
+    groups = Groups(IndexGraph(capture(Scaled(), torch.randn(2, 5))))
+    assert groups.scores(CRITERIA["l1"]).tolist() == [1.5, 0.5, 1.0, 1.0]
 
 
 def test_families_of_a_residual_net():
@@ -74,13 +105,15 @@ def test_families_of_a_residual_net():
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
-def test_a_tighter_target_removes_more_of_the_same(scope):
+def test_removal_is_one_sequence(scope):
+    """Each step takes groups from one family and gives none back; MACs fall, and targets are met in their order."""
     selector = selector_of("mobilenet", scope)
     counter = MacCounter(selector.groups)
-    chosen = [by_macs(selector, counter, share) for share in (0.9, 0.7, 0.5, 0.3)]
-    for looser, tighter in pairwise(chosen):
-        assert not (tighter & ~looser).any()
-        assert tighter.sum() < looser.sum()
+    for before, after in pairwise(selector.after(m) for m in range(len(selector) + 1)):
+        assert (after <= before).all()
+        assert (after < before).sum() == 1
+    reached = [counter.count(by_macs(selector, counter, share)) for share in (0.9, 0.7, 0.5, 0.3)]
+    assert reached == sorted(reached, reverse=True)
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])

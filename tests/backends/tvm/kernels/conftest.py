@@ -1,0 +1,112 @@
+"""Compile one kernel, run it on packed arrays and hand the result back in PyTorch's layout."""
+
+import platform
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+import tvm
+
+from planish.backends.target import cpu_features
+from planish.backends.tvm.arithmetic import Arithmetic, NeonFp32, X86Fp32
+from planish.backends.tvm.kernels import Spec, pack, prim_func, round_up, signature
+
+FILLER = 1e30  # in padding lanes: whoever reads them gives a wrong result
+
+
+@dataclass(frozen=True)
+class Machine:
+    """An arithmetic and the LLVM target that runs it here."""
+
+    arithmetic: Arithmetic
+    cpu: str
+    features: tuple[str, ...] = ()
+
+    def target(self) -> tvm.target.Target:
+        facts: dict = {"kind": "llvm", "mcpu": self.cpu}
+        if self.features:
+            facts["mattr"] = list(self.features)
+        return tvm.target.Target(facts)
+
+
+def machines(cores: int = 1) -> dict[str, Machine]:
+    """The vector units of this processor, narrowest first; plain x86-64 where it has none that we name."""
+    if platform.machine() == "aarch64":
+        return {"neon": Machine(NeonFp32(4, 32, cores), "generic")}
+    found: dict[str, Machine] = {}
+    if {"avx2", "fma"} <= set(cpu_features()):
+        found["avx2"] = Machine(X86Fp32(8, 16, cores), "haswell")
+    if "avx512f" in cpu_features():
+        found["avx512"] = Machine(X86Fp32(16, 32, cores), "skylake-avx512", ("-prefer-256-bit",))
+    return found or {"sse": Machine(X86Fp32(4, 16, cores), "x86-64")}
+
+
+class Runner:
+    """Runs specs on one machine."""
+
+    def __init__(self, machine: Machine):
+        self.machine = machine
+        self.arithmetic = machine.arithmetic
+
+    def compile(self, spec: Spec) -> tvm.runtime.Executable:
+        return tvm.compile(prim_func(spec, self.arithmetic).with_attr("global_symbol", "kernel"), self.machine.target())
+
+    def packed(self, x: torch.Tensor) -> np.ndarray:
+        """NCHW -> NHWCp with filler in the padding lanes."""
+        n, c, h, w = x.shape
+        array = np.full((n, h, w, round_up(c, self.arithmetic.lanes)), FILLER, np.float32)
+        array[..., :c] = x.permute(0, 2, 3, 1).numpy()
+        return array
+
+    def call(
+        self, spec: Spec, inputs: list[np.ndarray], weights: tuple = (), residual: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The kernel's raw output for raw arrays; shapes are checked against the signature."""
+        batch = inputs[0].shape[0]
+        shapes = signature(spec, self.arithmetic)
+        arrays = pack(spec, self.arithmetic, *[w if w is None else w.numpy() for w in weights])
+
+        def sized(shape: tuple[int | None, ...]) -> tuple[int, ...]:
+            return tuple(batch if s is None else s for s in shape)
+
+        assert [a.shape for a in inputs] == [sized(s) for s in shapes.inputs]
+        assert [a.shape for a in arrays] == [sized(s) for s in shapes.weights]
+        assert (residual is None) == (shapes.residual is None)
+        output = np.full(sized(shapes.output), np.nan, np.float32)
+        given = [*inputs, *arrays, *([] if residual is None else [residual]), output]
+        tensors = [tvm.runtime.tensor(array) for array in given]
+        self.compile(spec)["kernel"](*tensors)
+        return tensors[-1].numpy()
+
+    def images(
+        self, spec: Spec, x: torch.Tensor, *weights: torch.Tensor | None, residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """A kernel from packed to packed activations: NCHW in, NCHW out (padding lanes dropped)."""
+        added = None if residual is None else self.packed(residual)
+        source = x.numpy() if getattr(spec, "image", False) else self.packed(x)
+        return unpacked(self.call(spec, [source], weights, added), channels_of(spec))
+
+
+def channels_of(spec: Spec) -> int:
+    return getattr(spec, "out_channels", None) or spec.channels  # type: ignore[union-attr]
+
+
+def unpacked(array: np.ndarray, channels: int) -> torch.Tensor:
+    return torch.from_numpy(array[..., :channels]).permute(0, 3, 1, 2).double()
+
+
+@pytest.fixture(params=sorted(machines()))
+def runner(request: pytest.FixtureRequest) -> Runner:
+    return Runner(machines()[request.param])
+
+
+@pytest.fixture
+def widest() -> Runner:
+    """The fastest machine here, for what does not depend on the lanes."""
+    return Runner(list(machines().values())[-1])
+
+
+def close(got: torch.Tensor, wanted: torch.Tensor, products: int) -> None:
+    """float32 against float64: one rounding error per product of order 1, in the worst order."""
+    torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=2e-7 * (products + 8))

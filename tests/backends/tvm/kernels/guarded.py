@@ -1,0 +1,89 @@
+"""Run kernels on buffers that lie between pages without access; a byte read or written outside kills this process.
+
+python guarded.py end|start
+"""
+
+import ctypes
+import mmap
+import sys
+from math import prod
+
+import numpy as np
+import tvm
+import tvm_ffi
+from conftest import machines
+
+from planish.backends.tvm.kernels import (
+    Binary,
+    Dense,
+    Depthwise,
+    DirectConv,
+    Epilogue,
+    ExpandDepthwise,
+    GlobalMean,
+    Pointwise,
+    Pool,
+    Spec,
+    ToPacked,
+    ToPlain,
+    Window,
+    prim_func,
+    signature,
+)
+
+SAME = Window((3, 3), padding=(1, 1, 1, 1))
+ADDED = Epilogue("relu", residual="before")
+SPECS: list[Spec] = [
+    Pointwise(1, 7, 7, 19, 70, ADDED),
+    Pointwise(3, 1, 1, 33, 17, ADDED),
+    Dense(5, 33, 17, ADDED),
+    Dense(1, 7, 3),
+    DirectConv(1, 9, 11, 20, 40, Window((3, 3), (2, 2), (0, 1, 0, 1)), epilogue=ADDED),
+    DirectConv(1, 13, 13, 3, 20, SAME, image=True),
+    DirectConv(1, 6, 6, 12, 24, SAME, 4),
+    DirectConv(1, 9, 9, 20, 40, Window((1, 1), (2, 2))),
+    Depthwise(1, 9, 15, 20, SAME, ADDED),
+    Depthwise(1, 10, 10, 20, Window((5, 5), (2, 2), (1, 2, 1, 2))),
+    ExpandDepthwise(1, 9, 15, 19, 50, SAME),
+    GlobalMean(2, 5, 7, 21),
+    Pool(1, 9, 9, 21, Window((3, 3), (2, 2), (1, 1, 1, 1)), "max"),
+    Binary(1, 3, 3, 21, "mul", True),
+    ToPacked(1, 5, 3, 7),
+    ToPlain(1, 5, 3, 7),
+]
+PAGE = mmap.PAGESIZE
+ALIGNMENT = 64  # of every buffer that TVM or PyTorch hands to a kernel
+
+
+def guarded(shape: tuple[int, ...], side: str) -> np.ndarray:
+    """Zeros that touch a page without access: at their end (but for the alignment), or at their start."""
+    size = 4 * prod(shape)
+    pages = -(-size // PAGE)
+    memory = mmap.mmap(-1, (pages + 2) * PAGE)
+    base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    for page in (0, pages + 1):
+        if protect(ctypes.c_void_p(base + page * PAGE), ctypes.c_size_t(PAGE), 0):
+            raise OSError(ctypes.get_errno(), "mprotect")
+    offset = PAGE if side == "start" else (pages + 1) * PAGE - -(-size // ALIGNMENT) * ALIGNMENT
+    return np.frombuffer(memory, np.float32, prod(shape), offset).reshape(shape)
+
+
+def main() -> None:
+    for machine in machines().values():
+        for spec in SPECS:
+            shapes = signature(spec, machine.arithmetic)
+            sizes = [*shapes.inputs, *shapes.weights, *([shapes.residual] if shapes.residual else []), shapes.output]
+            function = prim_func(spec, machine.arithmetic).with_attr("global_symbol", "kernel")
+            kernel = tvm.compile(function, machine.target())["kernel"]
+            for side in ("end", "start"):
+                arrays = [guarded(tuple(s or 1 for s in shape), side) for shape in sizes]
+                kernel(*map(tvm_ffi.from_dlpack, arrays))
+    print(f"{len(SPECS)} kernels stayed inside")
+
+
+if __name__ == "__main__":
+    if "--fault" in sys.argv:
+        page = guarded((PAGE // 4,), "end")
+        ctypes.c_float.from_address(page.ctypes.data + PAGE).value = 1.0
+    main()

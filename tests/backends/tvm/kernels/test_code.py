@@ -1,0 +1,82 @@
+"""What LLVM makes of the kernels: accumulators in registers, wide multiply-adds, multiply-adds by lane on ARM."""
+
+import re
+
+import pytest
+import tvm
+
+from planish.backends.tvm.arithmetic import NeonFp32, X86Fp32, fp32
+from planish.backends.tvm.kernels import DirectConv, Epilogue, ExpandDepthwise, Pointwise, Window, prim_func
+from planish.backends.tvm.kernels.builder import Kernel
+
+from .assembly import innermost_loops, multiply_adds, vector_stores
+
+SAME = Window((3, 3), padding=(1, 1, 1, 1))
+RELU6 = Epilogue("relu6")
+SPECS = {
+    "pointwise": Pointwise(1, 14, 14, 96, 96, RELU6),
+    "direct": DirectConv(1, 14, 14, 64, 64, SAME, epilogue=RELU6),
+    "expand": ExpandDepthwise(1, 14, 14, 32, 96, SAME, RELU6, RELU6),
+}
+AVX512 = tvm.target.Target({"kind": "llvm", "mcpu": "skylake-avx512", "mattr": ["-prefer-256-bit"]})
+PI = tvm.target.Target({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72"})
+
+
+def assembly(function, target) -> str:
+    return tvm.compile(function.with_attr("global_symbol", "kernel"), target).mod.inspect_source("asm")
+
+
+def hot_loops(text: str) -> list[list[str]]:
+    loops = [loop for loop in innermost_loops(text) if multiply_adds(loop) >= 8]
+    assert loops, "no inner loop with multiply-adds"
+    return loops
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@pytest.mark.parametrize(("arithmetic", "target"), [(X86Fp32(16, 32), AVX512), (NeonFp32(4, 32), PI)])
+def test_accumulators_stay_in_registers(spec, arithmetic, target):
+    for loop in hot_loops(assembly(prim_func(spec, arithmetic), target)):
+        # LLVM may spill a register or two of a full tile; an accumulator in memory is stored at every multiply-add.
+        assert vector_stores(loop) <= multiply_adds(loop) / 16
+
+
+def test_accumulators_in_memory_would_be_seen():
+    with Kernel() as kernel:
+        source, target = kernel.argument("source", (1024,)), kernel.argument("target", (256,))
+        with kernel.loop(64) as k:
+            for i in range(16):
+                sum_ = target.vector(i * 16, 16) + source.vector(k * 16, 16) * source.vector(i * 16, 16)
+                target.store((i * 16 + k) % 256, sum_, 16)
+    loops = [loop for loop in innermost_loops(assembly(kernel.prim_func, AVX512)) if multiply_adds(loop)]
+    assert all(vector_stores(loop) > multiply_adds(loop) / 16 for loop in loops)
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_every_kernel_promises_that_its_buffers_do_not_overlap(spec):
+    assert prim_func(spec, X86Fp32(16, 32)).attrs["tirx.noalias"]
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_avx512_code_multiplies_whole_registers(spec):
+    for loop in hot_loops(assembly(prim_func(spec, X86Fp32(16, 32)), AVX512)):
+        assert sum("zmm" in line for line in loop) >= multiply_adds(loop)
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_arm_code_multiplies_by_lane(spec):
+    loops = hot_loops(assembly(prim_func(spec, NeonFp32(4, 32)), PI))
+    by_lane = [re.search(r"fmla\s+v\d+\.4s, v\d+\.4s, v\d+\.s\[\d\]", line) for loop in loops for line in loop]
+    assert sum(map(bool, by_lane)) >= 32
+
+
+def test_only_the_ring_of_the_fused_kernel_is_heap_memory():
+    for name, spec in SPECS.items():
+        calls = re.findall(
+            r"call.*AllocWorkspace|AllocWorkspace@GOT", assembly(prim_func(spec, X86Fp32(16, 32)), AVX512)
+        )
+        assert bool(calls) == (name == "expand")
+
+
+def test_the_arithmetic_of_a_triple():
+    assert fp32("aarch64-linux-gnu", 4, 32) == NeonFp32(4, 32)
+    assert fp32("x86_64-linux-gnu", 8, 16, cores=4) == X86Fp32(8, 16, 4)
