@@ -6,16 +6,16 @@ What takes time to import is imported inside the commands that need it.
 import functools
 import inspect
 from collections.abc import Callable
+from importlib import metadata
 from typing import Annotated, Any
 
 import typer
 
 from .progress import ProgressBars
-from .terminal import CommandGroup, View, end_as_if_interrupted
+from .terminal import CommandGroup, View, end_as_if_interrupted, quieten_libraries
 
 app = typer.Typer(
     cls=CommandGroup,
-    help="Make a PyTorch model thin, and fast where it has to run.",
     epilog="Exit codes: 0 done, 1 the work failed, 2 the call was wrong. PLANISH_DEBUG=1 shows tracebacks.",
     no_args_is_help=True,
     add_completion=False,
@@ -179,9 +179,25 @@ def check_machine() -> View:
         return doctor_view()
 
 
+def show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"planish {metadata.version('planish')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Make a PyTorch model thin, and fast where it has to run."""
+
+
 def main() -> None:
     """The entry point `planish`."""
     end_as_if_interrupted()
+    quieten_libraries()
     app()
 
 

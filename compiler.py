@@ -89,8 +89,11 @@ class CompiledModel:
         return pytree.tree_unflatten(outputs, self._out_spec)
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write a bundle: one file with code, weights, manifest, hashes and a golden input and output."""
-        return self._artifact.save(path, self.report.as_dict(), self._golden())
+        """Write a bundle: one file with code, weights, manifest, hashes and a golden input and output.
+
+        The same model, arguments and seed give the same bytes.
+        """
+        return self._artifact.save(path, self.report.untimed().as_dict(), self._golden())
 
     def _golden(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """A random input, and the answer that PyTorch gives for the thinned graph."""

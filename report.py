@@ -1,7 +1,8 @@
 """The report of a compilation: facts as plain values, and the tables that people read."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
@@ -25,6 +26,7 @@ COSTS = {
 }
 BYTES_OF = {"weight_bytes": "weights", "workspace_bytes": "workspace, a thread"}
 LAYER = ("node", "kernel", "instruction")
+TVM_KERNEL = "TVM: "
 # Width of `str(report)`, for logs and notebooks.
 WIDTH = 110
 # Names that a table lists before it says how many more there are.
@@ -105,6 +107,10 @@ class Report:
         """Everything as JSON-able values."""
         return {**asdict(self), "int8_kernels": self.int8_kernels}
 
+    def untimed(self) -> "Report":
+        """The same without seconds, for files: the same work gives the same bytes."""
+        return replace(self, seconds={}, passes=tuple(replace(entry, seconds=0.0) for entry in self.passes))
+
     @staticmethod
     def from_dict(document: Mapping[str, Any]) -> "Report | None":
         """The report that `as_dict` wrote, through JSON or not. None for a document of another form."""
@@ -168,8 +174,11 @@ class Report:
         return table("", (name(), prose()), rows)
 
     def _passes(self) -> RenderableType | None:
+        """Without the seconds where the report comes from a file."""
         rows = [(p.text, p.changed, f"{p.seconds:.2f}", _details(p.details)) for p in self.passes]
         columns = (name("pass"), number("changed"), number("seconds"), prose("facts"))
+        if not any(entry.seconds for entry in self.passes):
+            rows, columns = [(*row[:2], row[3]) for row in rows], (*columns[:2], columns[3])
         return table("", columns, rows) if rows else None
 
     def _declined(self) -> RenderableType | None:
@@ -185,16 +194,31 @@ class Report:
         """One row per kind of kernel; `planish inspect` shows each layer."""
         calls: dict[tuple[str, str], list[str]] = {}
         for layer in self.layers:
-            calls.setdefault((layer["kernel"], layer["instruction"]), []).append(layer["node"])
+            node, kernel, instruction = layer_row(layer)
+            calls.setdefault((kernel, instruction), []).append(node)
         rows = [(kernel, instruction, len(nodes), _listed(nodes)) for (kernel, instruction), nodes in calls.items()]
         columns = (prose("kernel"), name("instruction"), number("calls"), prose("layers"))
         return table("", columns, rows) if rows else None
 
 
-def layer_table(layers: tuple[dict[str, str], ...]) -> RenderableType:
+def layer_table(layers: Iterable[dict[str, str]]) -> RenderableType:
     """One row per kernel call, in the order in which they run."""
-    rows = [[layer[key] for key in LAYER] for layer in layers]
-    return table("", (name("layer"), prose("kernel"), name("instruction")), rows)
+    return table("", (name("layer"), prose("kernel"), name("instruction")), map(layer_row, layers))
+
+
+def layer_row(layer: dict[str, str]) -> tuple[str, str, str]:
+    """Layer, kernel and instruction as people read them.
+
+    TVM names a kernel of its own after its ops and a counter: `fused_multiply4_tir_round2_add2` is "multiply round
+    add". Where such a kernel belongs to no layer, its name stands for one, and says nothing.
+    """
+    node, kernel, instruction = (layer[key] for key in LAYER)
+    if not kernel.startswith(TVM_KERNEL):
+        return node, kernel, instruction
+    symbol = kernel.removeprefix(TVM_KERNEL)
+    words = (word.rstrip("0123456789") for word in symbol.split("_"))
+    ops = " ".join(word for word in words if word not in ("fused", "tir"))
+    return "" if node == symbol else node, f"{TVM_KERNEL}{ops}", instruction
 
 
 def fact_row(key: str, value: float | str) -> tuple[str, str]:
@@ -235,9 +259,12 @@ def _details(details: Mapping[str, Any]) -> str:
     return ", ".join(written)
 
 
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
+def _listed(names: Iterable[str]) -> str:
+    """The first few names, each once."""
+    counts = Counter(filter(None, names))
+    shown = [entry if count == 1 else f"{entry} x {count}" for entry, count in counts.items()]
+    more = f" and {len(shown) - LISTED} more" if len(shown) > LISTED else ""
+    return ", ".join(shown[:LISTED]) + more
 
 
 def _pairs(rows: Any) -> list[tuple[str, str]]:

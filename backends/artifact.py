@@ -28,11 +28,12 @@ class Artifact(ABC):
     facts   sizes in bytes, compilers: plain values for the report
     """
 
-    layers: tuple[dict[str, str], ...] = ()
-    others: dict[str, int] = {}
-    eager: tuple[tuple[str, str], ...] = ()
-    reasons: tuple[str, ...] = ()
-    facts: dict[str, Any] = {}
+    def __init__(self) -> None:
+        self.layers: tuple[dict[str, str], ...] = ()
+        self.others: dict[str, int] = {}
+        self.eager: tuple[tuple[str, str], ...] = ()
+        self.reasons: tuple[str, ...] = ()
+        self.facts: dict[str, Any] = {}
 
     @abstractmethod
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:

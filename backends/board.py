@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..ir.graph import Graph
@@ -41,6 +42,7 @@ class BoardArtifact(Artifact):
 
     def __init__(self, program: CProgram, room: tempfile.TemporaryDirectory, recipe: str,
                  kernels: dict[str, str], others: dict[str, int]):  # fmt: skip
+        super().__init__()
         self._program, self._room, self._recipe = program, room, recipe
         assembly = program.assembly()
         instruction = {symbol: multiply_accumulate(text) for symbol, text in assembly.items()}
@@ -80,8 +82,10 @@ class BoardArtifact(Artifact):
     @cached_property
     def _session(self) -> Session:
         """A bundle of its own, loaded: devices take bundles, so that what is tested is what is shipped."""
-        specs = self._program.inputs, self._program.outputs
-        inputs, outputs = ([torch.zeros(s.shape, dtype=getattr(torch, s.dtype)) for s in group] for group in specs)
+        inputs, outputs = (
+            [torch.from_numpy(np.zeros([int(extent) for extent in spec.shape], spec.dtype)) for spec in specs]
+            for specs in (self._program.inputs, self._program.outputs)
+        )
         path = self.save(Path(self._room.name) / "model.planish", {"fake_quantized": 0}, (inputs, outputs))
         device = Device.get("local" if self._program.target.runs_here() else "emulator")
         return device.load(Bundle.open(path))

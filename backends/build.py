@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from ..ir.errors import UsageError
 from ..ir.graph import Graph
 from .artifact import Artifact
 from .target import Target
@@ -10,8 +11,11 @@ from .target import Target
 def build(graph: Graph, target: Target, recipe: str) -> Artifact:
     """Compile a graph for a target. `recipe` is the pipeline's text, stored in bundles.
 
-    Raises BuildError naming the ops (and source lines) that the target cannot take.
+    Raises BuildError naming the ops (and source lines) that the target cannot take, UsageError for quantizers
+    without scales.
     """
+    if "fake-quant" in graph.properties and "calibrated" not in graph.properties:
+        raise UsageError(target.name, "the model has quantizers without scales", "add 'calibrate' to the recipe")
     return _BUILDERS[target.kind, target.code](graph, target, recipe)
 
 

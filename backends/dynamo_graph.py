@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.traceback import preserve_node_meta
 
 from ..ir.graph import set_attribute
 
@@ -68,7 +69,7 @@ class Frozen(torch.nn.Module):
         values |= {i: self.get_parameter_or_buffer(name) for i, name in slots.weights.items()}
         values |= {i: values[position].shape[dim] for i, (position, dim) in slots.sizes.items()}
         # Running node by node under `preserve_node_meta` hands the user's source lines on to torch.export.
-        with fx.traceback.preserve_node_meta():
+        with preserve_node_meta():
             return _Interpreter(module).run(*(values[i] for i in sorted(values)))
 
     def get_parameter_or_buffer(self, name: str) -> torch.Tensor:

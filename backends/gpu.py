@@ -40,6 +40,7 @@ class GpuArtifact(Artifact):
     """A host library with a cubin. It runs only where a CUDA driver is."""
 
     def __init__(self, graph: Graph, made: CudaBuild, target: Target, recipe: str):
+        super().__init__()
         self._graph, self._made, self._target, self._recipe = graph, made, target, recipe
         self._room = tempfile.TemporaryDirectory(prefix="planish-")
         self.layers = tuple(
@@ -49,7 +50,7 @@ class GpuArtifact(Artifact):
         self.facts = {"code": f"CUDA {made.arch}", "compiler": made.compiler, "cubin_bytes": len(made.cubin)}
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return [torch.from_numpy(array) for array in self._library(*inputs)]
+        return [torch.from_numpy(array) for array in self._library(*(t.detach().numpy() for t in inputs))]
 
     def save(self, path: str | os.PathLike, report: dict[str, Any], golden: Golden) -> Path:
         library = self._made.save(Path(self._room.name) / "model.so")

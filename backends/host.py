@@ -30,6 +30,7 @@ class HostArtifact(Artifact):
     """A model compiled into this process."""
 
     def __init__(self, graph: Graph, model: RelaxModel, compiled: CompiledModel, target: Target, recipe: str):
+        super().__init__()
         self._graph, self._compiled, self._target, self._recipe = graph, compiled, target, recipe
         self._calls = model.layers
         self.others = model.others

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.graph import CodeGen
 from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
 from torch.fx.passes.operator_support import create_op_support
 from torch.fx.passes.utils.fuser_utils import fuse_by_partitions
@@ -154,7 +155,7 @@ def calls_of(module: fx.GraphModule, inside: Callable[[str], bool]) -> list[fx.N
 
 
 def _flatten_call_form(graph: Graph) -> None:
-    graph.module.graph.set_codegen(fx.graph.CodeGen())
+    graph.module.graph.set_codegen(CodeGen())
     (output,) = graph.module.graph.find_nodes(op="output")
     output.args = (tuple(output_nodes(graph)),)
 

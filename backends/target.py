@@ -7,6 +7,7 @@ import tomllib
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from ..ir.errors import UsageError
 
@@ -115,8 +116,9 @@ def _rows() -> dict[str, Target]:
     return {name: _row(name, facts) for name, facts in document.items()}
 
 
-def _row(name: str, facts: dict) -> Target:
-    return Target(name=name, **{k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()})
+def _row(name: str, facts: dict[str, Any]) -> Target:
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
+    return Target(name=name, **fields)
 
 
 def _cache_kib(level: int, default: int) -> int:

@@ -42,6 +42,7 @@ class FoldBatchNorm(Pass):
 
     name: ClassVar[str] = "fold-batch-norm"
     provides: ClassVar[frozenset[str]] = frozenset({"no-batch-norm"})
+    refuses: ClassVar[frozenset[str]] = frozenset({"fake-quant"})  # scales are of the weights before folding
 
     def run(self, graph: Graph, ctx: Context) -> Result:
         changed, skipped = 0, []

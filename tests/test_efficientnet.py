@@ -1,4 +1,4 @@
-"""The main job on the real model: EfficientNet-Lite0 with its ImageNet weights, unpruned and pruned, on every kind of target.
+"""The main job on the real model: EfficientNet-Lite0 with its ImageNet weights, unpruned and pruned, on each target.
 
 The emulated CUDA device has its own process: see tests/backends/tvm/test_cuda.py, which takes the same graphs.
 """

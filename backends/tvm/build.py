@@ -1,5 +1,8 @@
 """Relax -> machine code: the passes in order, and a compiled model that takes and gives torch tensors."""
 
+# TVM 0.27 annotates many functions more narrowly than what they take.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
+
 import os
 import threading
 from pathlib import Path
@@ -81,7 +84,8 @@ class CompiledModel:
 
     def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
         """Inputs are read in place (no copy) when they are contiguous."""
-        results = self._main(*(tensor.detach().contiguous() for tensor in inputs))
+        with self._lock:
+            results = self._main(*(tensor.detach().contiguous() for tensor in inputs))
         # Given torch tensors, tvm-ffi hands torch tensors back.
         return [results] if isinstance(results, torch.Tensor) else list(results)
 

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from ...ir.graph import Graph
-from ...ir.ops import arguments, is_op, op_name, only_user
+from ...ir.ops import arguments, is_op, only_user, op_name
 from .kernels import ACTIVATIONS, Epilogue, Window
 
 
@@ -170,9 +170,10 @@ def _other_operand(value: fx.Node, add: fx.Node) -> fx.Node | None:
     if not isinstance(other, fx.Node) or other is value or arguments(add).alpha != 1:
         return None
     recorded = other.meta.get("val")
-    same = isinstance(recorded, torch.Tensor) and recorded.dtype == torch.float32
-    same = same and tuple(map(str, recorded.shape)) == tuple(map(str, value.meta["val"].shape))
-    return other if same and other.op != "get_attr" else None
+    if not isinstance(recorded, torch.Tensor) or recorded.dtype != torch.float32 or other.op == "get_attr":
+        return None
+    same = [str(s) for s in recorded.shape] == [str(s) for s in value.meta["val"].shape]
+    return other if same else None
 
 
 def _chain(product: Product) -> list[fx.Node]:

@@ -1,4 +1,4 @@
-"""A graph made ready for code generation: eval form, no dropout, everything that only weights decide computed now."""
+"""A graph made ready for code generation: eval form, no dropout, everything that only weights decide is computed."""
 
 import torch
 from torch import fx
@@ -8,7 +8,9 @@ from ...ir.graph import Graph
 from ...ir.ops import is_op, is_random, tensors
 
 # Calls that hand their first input through unchanged in eval form.
-IDENTITIES = ("dropout", "feature_dropout", "alpha_dropout", "detach", "alias", "contiguous", "clone", "lift_fresh_copy")
+IDENTITIES = (
+    "dropout", "feature_dropout", "alpha_dropout", "detach", "alias", "contiguous", "clone", "lift_fresh_copy",
+)  # fmt: skip
 
 
 def freeze(graph: Graph) -> Graph:

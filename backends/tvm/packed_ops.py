@@ -1,5 +1,8 @@
 """Ops that work on packed activations, so that a CNN stays packed from its first conv to its classifier."""
 
+# TVM 0.27 annotates many functions more narrowly than what they take.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable

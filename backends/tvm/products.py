@@ -1,5 +1,8 @@
 """Emitting a fused product: conv or linear, or an expanding conv with its depthwise conv, as one kernel call."""
 
+# TVM 0.27 annotates many functions more narrowly than what they take.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
+
 from __future__ import annotations
 
 import math

@@ -49,7 +49,7 @@ class Convolutions(nn.Module):
         self.norm1 = nn.BatchNorm2d(16)
         self.conv2 = nn.Conv2d(16, 16, 3, padding=1, groups=16)
         self.head = nn.Linear(16, 5)
-        nn.init.uniform_(self.norm1.running_var, 0.5, 2)
+        nn.init.uniform_(self.norm1.get_buffer("running_var"), 0.5, 2)
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ import numpy as np
 
 from planish.backends.tvm.cuda import CudaBuild
 from planish.backends.tvm.cuda_compiler import header_folders
-from planish.ir.files import write_aside
 
 HERE = Path(__file__).parent
 CACHE = Path(tempfile.gettempdir()) / f"planish-cuda-emulator-{os.getuid()}"
@@ -79,11 +78,21 @@ def _outcome(room: Path, index: int) -> list[np.ndarray] | str:
 
 def device_libraries() -> Path:
     """The folder with the emulated driver and runtime, built once for each version of their sources."""
-    sources = [HERE / name for name in ("device_state.h", "driver.cpp", "runtime.cpp")]
-    folder = CACHE / hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+    content = [(HERE / name).read_bytes() for name in ("device_state.h", "driver.cpp", "runtime.cpp")]
+    content.append(repr((OPTIONS, header_folders())).encode())
+    folder = CACHE / hashlib.sha256(b"".join(content)).hexdigest()[:16]
     if not folder.is_dir():
-        with write_aside(folder, directory=True) as draft:
+        CACHE.mkdir(mode=0o700, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as room:
+            draft = Path(room) / "device"
+            draft.mkdir()
             _build_libraries(draft)
+            try:
+                draft.rename(folder)
+            except OSError:
+                # Another test process may have been faster; its folder holds the same.
+                if not folder.is_dir():
+                    raise
     return folder
 
 

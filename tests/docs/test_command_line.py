@@ -52,6 +52,7 @@ def test_the_page_is_true(tmp_path, monkeypatch):
     (source,) = blocks("python")
     (tmp_path / "model.py").write_text(source)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     assert len(examples()) > 10
     for command, shown in examples():
         status, output = run(command)

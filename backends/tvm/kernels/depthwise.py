@@ -28,10 +28,9 @@ def tile_columns(window: Window, out_width: int, arithmetic: Arithmetic) -> int:
 def signature(spec: Depthwise, arithmetic: Arithmetic) -> Signature:
     channels = round_up(spec.channels, arithmetic.lanes)
     output = (spec.batch, *spec.window.output(spec.height, spec.width), channels)
-    taps = spec.window.kernel[0] * spec.window.kernel[1]
     residual = output if spec.epilogue.residual else None
     source = (spec.batch, spec.height, spec.width, channels)
-    return Signature((source,), ((channels * taps,), (channels,)), residual, output)
+    return Signature((source,), ((channels * spec.window.taps,), (channels,)), residual, output)
 
 
 def pack(spec: Depthwise, arithmetic: Arithmetic, weight: np.ndarray, bias: np.ndarray | None) -> list[np.ndarray]:
@@ -92,7 +91,9 @@ def prim_func(spec: Depthwise, arithmetic: Arithmetic) -> Any:
     window, lanes, pitch = spec.window, arithmetic.lanes, round_up(spec.channels, arithmetic.lanes)
     out_height, out_width = window.output(spec.height, spec.width)
     cut = cut_columns(window, spec.width, out_width, tile_columns(window, out_width, arithmetic))
-    parallel = is_parallel(arithmetic, out_height * out_width * pitch * window.kernel[0] * window.kernel[1])
+    parallel = is_parallel(
+        arithmetic, (spec.batch or 1) * out_height * out_width * pitch * window.kernel[0] * window.kernel[1]
+    )
     with Kernel() as kernel:
         given = kernel.parameters(signature(spec, arithmetic))
         taps = Taps(kernel, arithmetic, window, spec.height, pitch, *given.weights)

@@ -10,11 +10,11 @@ import numpy as np
 
 from ..arithmetic import Arithmetic
 from . import packing
-from .builder import Index, Kernel, Vector, View, smallest
+from .builder import Index, Kernel, Vector, View
 from .microkernel import Accumulators, Ahead
 from .output import Output
 from .shapes import DirectConv, Signature, round_up
-from .tile import Tile, blocks, is_parallel, lies_in, register_tile, segments
+from .tile import Tile, input_blocks, is_parallel, lies_in, register_tile, segments
 from .window import Columns, by_input, cut_columns, input_column, input_row, rows_on_image
 
 
@@ -57,8 +57,7 @@ def signature(spec: DirectConv, arithmetic: Arithmetic) -> Signature:
         source = (spec.batch, spec.height, spec.width, round_up(spec.in_channels, lanes))
     output = (spec.batch, p.out_height, p.out_width, round_up(spec.out_channels, lanes))
     outputs = p.groups * p.vectors * lanes
-    taps = spec.window.kernel[0] * spec.window.kernel[1]
-    weights = ((outputs * taps * p.group_in,), (outputs,))
+    weights = ((outputs * spec.window.taps * p.group_in,), (outputs,))
     return Signature((source,), weights, output if spec.epilogue.residual else None, output)
 
 
@@ -70,9 +69,9 @@ def pack(spec: DirectConv, arithmetic: Arithmetic, weight: np.ndarray, bias: np.
     p = plan(spec, arithmetic)
     own_in, own_out = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     joined = np.zeros((p.groups, p.group_out, p.group_in, *spec.window.kernel), np.float32)
+    each = np.asarray(weight).reshape(p.groups, -1, own_out, own_in, *spec.window.kernel)
     for part in range(spec.groups // p.groups):  # the block diagonal
         outs, ins = slice(part * own_out, (part + 1) * own_out), slice(part * own_in, (part + 1) * own_in)
-        each = np.asarray(weight).reshape(p.groups, -1, own_out, own_in, *spec.window.kernel)
         joined[:, outs, ins] = each[:, part]
     order = (0, 1, 3, 2, 4) if spec.image else (0, 1, 3, 4, 2)
     matrices = joined.transpose(order).reshape(p.groups, p.group_out, -1)
@@ -127,12 +126,11 @@ class _Nest:
         panels = list(segments(p.vectors, size))
         count = sum(panel.count for panel in panels)
         image_bytes = 4 * spec.height * spec.width * self.pitch_in
-        parts = blocks(self.arithmetic, image_bytes, p.out_height, p.groups * count)
-        share = -(-p.out_height // parts)
-        parallel = is_parallel(self.arithmetic, p.out_height * p.out_width * self.depth * p.groups * p.group_out)
-        with self.kernel.grid(images, parts, p.groups, count, parallel=parallel) as (image, part, group, panel):
-            first = part * share
-            mine = share if parts * share == p.out_height else smallest(share, p.out_height - first)
+        parts = input_blocks(self.arithmetic, image_bytes, p.out_height, p.groups * count)
+        work = (spec.batch or 1) * p.out_height * p.out_width * self.depth * p.groups * p.group_out
+        extents = (images, parts.count, p.groups, count)
+        with self.kernel.grid(*extents, parallel=is_parallel(self.arithmetic, work)) as (image, part, group, panel):
+            first, mine = parts[part]
             for cut in panels:
                 with self.kernel.when(lies_in(panel, cut, size, count)), self.kernel.loop(mine, first) as row:
                     for columns in cut_columns(spec.window, spec.width, p.out_width, p.tile.pixels):
@@ -148,7 +146,7 @@ class _Nest:
     @property
     def depth(self) -> int:
         """Products per output."""
-        return self.spec.window.kernel[0] * self.spec.window.kernel[1] * self.plan.group_in
+        return self.spec.window.taps * self.plan.group_in
 
     def tile(self, place: _Place) -> None:
         """One register tile: neighbouring columns by the vectors of one panel."""

@@ -38,7 +38,7 @@ def describe(spec: Binary | Unary, arithmetic: Arithmetic) -> str:
 
 def prim_func(spec: Binary | Unary, arithmetic: Arithmetic) -> Any:
     lanes, pitch = arithmetic.lanes, round_up(spec.channels, arithmetic.lanes)
-    parallel = is_parallel(arithmetic, PASSES * spec.height * spec.width * pitch)
+    parallel = is_parallel(arithmetic, (spec.batch or 1) * PASSES * spec.height * spec.width * pitch)
     with Kernel() as kernel:
         given = kernel.parameters(signature(spec, arithmetic))
         outputs = Output(kernel, lanes, spec.epilogue, given.target, given.residual)

@@ -18,8 +18,10 @@ from .depthwise import Taps, tile_columns
 from .microkernel import Accumulators, Ahead
 from .output import Output
 from .shapes import Depthwise, ExpandDepthwise, Signature, round_up
-from .tile import Segment, Tile, is_parallel, lies_in, register_tile, segments
+from .tile import Segment, Tile, cut_blocks, is_parallel, lies_in, register_tile, segments
 from .window import cut_columns
+
+FEWEST_ROWS = 8  # of output in a band: its first rows are computed twice
 
 
 def _depthwise(spec: ExpandDepthwise) -> Depthwise:
@@ -100,13 +102,13 @@ class _Nest:
         channels = round_up(spec.channels, lanes)
         panels = list(segments(channels // lanes, size))
         count = sum(panel.count for panel in panels)
-        parallel = is_parallel(self.arithmetic, spec.height * spec.width * channels * spec.in_channels)
+        work = (spec.batch or 1) * spec.height * spec.width * channels * spec.in_channels
+        parallel = is_parallel(self.arithmetic, work)
         # Every band computes the rows that it shares with the band above again: cut only to keep the cores busy.
-        bands = min(-(-4 * self.arithmetic.cores // count), max(1, out_height // 8)) if parallel else 1
-        share = -(-out_height // bands)
-        with self.kernel.grid(images, bands, count, parallel=parallel) as (image, band, panel):
-            first = band * share
-            mine = share if bands * share == out_height else smallest(share, out_height - first)
+        wanted = -(-4 * self.arithmetic.cores // count) if parallel else 1
+        bands = cut_blocks(out_height, min(wanted, max(1, out_height // FEWEST_ROWS)))
+        with self.kernel.grid(images, bands.count, count, parallel=parallel) as (image, band, panel):
+            first, mine = bands[band]
             for cut in panels:
                 with self.kernel.when(lies_in(panel, cut, size, count)):
                     ring = self.kernel.workspace(self.rows * cut.size * spec.width * lanes)

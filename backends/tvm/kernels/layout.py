@@ -34,7 +34,7 @@ def describe(spec: ToPacked | ToPlain, arithmetic: Arithmetic) -> str:
 def prim_func(spec: ToPacked | ToPlain, arithmetic: Arithmetic) -> Any:
     channels, pitch = spec.channels, round_up(spec.channels, arithmetic.lanes)
     pixels = spec.height * spec.width
-    parallel = is_parallel(arithmetic, PASSES * pixels * pitch)
+    parallel = is_parallel(arithmetic, (spec.batch or 1) * PASSES * pixels * pitch)
     with Kernel() as kernel:
         given = kernel.parameters(signature(spec, arithmetic))
         with kernel.grid(spec.batch or given.batch, spec.height, parallel=parallel) as (image, row):

@@ -32,9 +32,12 @@ class Ahead:
     def plan(
         arithmetic: Arithmetic, next_panel: Index, depth: int, vectors: int, tiles: int, tile: Index
     ) -> Ahead | None:
-        """The share of tile number `tile` of `tiles`, for panels of `depth` k steps; None where it would not pay."""
+        """The share of tile number `tile` of `tiles`, for panels of `depth` k steps; None where it would not pay.
+
+        A single tile reads its weights once, front to back, and waits for memory whatever is asked for.
+        """
         per_step = vectors * arithmetic.lanes * np.dtype(arithmetic.weight).itemsize / CACHE_LINE
-        if tiles > FEW_TILES * arithmetic.unroll * per_step:
+        if not 1 < tiles <= FEW_TILES * arithmetic.unroll * per_step:
             return None
         share = ceil(depth * per_step / tiles) * _per_line(arithmetic)
         return Ahead(next_panel + tile * share, ceil(arithmetic.unroll * per_step / tiles))

@@ -9,11 +9,11 @@ import numpy as np
 
 from ..arithmetic import Arithmetic
 from . import packing
-from .builder import Index, Kernel, Vector, View, smallest
+from .builder import Index, Kernel, Vector, View
 from .microkernel import Accumulators, Ahead
 from .output import Output
 from .shapes import Dense, Pointwise, Shape, Signature, round_up
-from .tile import Segment, Tile, blocks, is_parallel, lies_in, register_tile, segments
+from .tile import Blocks, Segment, Tile, input_blocks, is_parallel, lies_in, register_tile, segments
 
 FEW = 8  # pixels per image below which the images of a run-time batch share register tiles
 
@@ -126,17 +126,17 @@ class _Nest:
         p, panels, size = self.product, self.panels(), self.product.tile.pixels
         tiles, rest = pixels // size, pixels % size
         count = sum(panel.count for panel in panels)
-        parts = blocks(self.arithmetic, 4 * p.pitch_in * p.pixels, tiles, count) if p.pixels else 1
-        share = -(-tiles // parts) if parts > 1 else tiles
+        parts = Blocks(1, tiles, tiles)
+        if p.pixels:
+            parts = input_blocks(self.arithmetic, 4 * p.pitch_in * p.pixels, tiles, count)
         parallel = is_parallel(self.arithmetic, p.reduction * p.outputs * (p.pixels or FEW))
-        with self.kernel.grid(images, parts, count, parallel=parallel) as (image, part, panel):
-            first = part * share
-            mine = share if parts * share == tiles or parts == 1 else smallest(share, tiles - first)
+        with self.kernel.grid(images, parts.count, count, parallel=parallel) as (image, part, panel):
+            first, mine = parts[part]
             for cut in panels:
                 with self.kernel.when(lies_in(panel, cut, p.tile.vectors, count)):
                     with self.kernel.loop(mine, first) as tile:
                         self.tile(image, tile * size, size, panel, cut)
-                    with self.kernel.when(parts == 1 or part == parts - 1):
+                    with self.kernel.when(parts.count == 1 or part == parts.count - 1):
                         self.tail(image, tiles * size, rest, panel, cut)
 
     def tail(self, image: Index, first: Index, rest: Index, panel: Index, cut: Segment) -> None:

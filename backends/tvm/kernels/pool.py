@@ -64,7 +64,9 @@ def _pool(spec: Pool, arithmetic: Arithmetic) -> Any:
     window, lanes, pitch = spec.window, arithmetic.lanes, round_up(spec.channels, arithmetic.lanes)
     out_height, out_width = window.output(spec.height, spec.width)
     cut = cut_columns(window, spec.width, out_width, tile_columns(window, out_width, arithmetic))
-    parallel = is_parallel(arithmetic, out_height * out_width * pitch * window.kernel[0] * window.kernel[1])
+    parallel = is_parallel(
+        arithmetic, (spec.batch or 1) * out_height * out_width * pitch * window.kernel[0] * window.kernel[1]
+    )
     with Kernel() as kernel:
         given = kernel.parameters(signature(spec, arithmetic))
         with kernel.grid(spec.batch or given.batch, out_height, parallel=parallel) as (image, row):
@@ -107,8 +109,7 @@ def _tile(
     if spec.mode == "max":
         return [register.value for register in found]
     if spec.count_padding:
-        area = window.kernel[0] * window.kernel[1]
-        return [register.value * broadcast(1 / area, lanes) for register in found]
+        return [register.value * broadcast(1 / window.taps, lanes) for register in found]
     widths = [sum(reads[i] for reads in columns.on_image) for i in range(columns.size)]
     return [
         register.value / broadcast(T.cast(end - begin, "float32") * T.float32(width), lanes)

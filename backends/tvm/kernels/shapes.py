@@ -50,6 +50,11 @@ class Window:
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
     dilation: tuple[int, int] = (1, 1)
 
+    @property
+    def taps(self) -> int:
+        """Elements of the window."""
+        return self.kernel[0] * self.kernel[1]
+
     def output(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the result."""
         top, bottom, left, right = self.padding

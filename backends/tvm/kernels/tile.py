@@ -9,7 +9,7 @@ from typing import Any
 
 from ..arithmetic import Arithmetic
 from ..arithmetic.tir import T
-from .builder import Index
+from .builder import Index, smallest
 
 # Multiply-adds below which waking the other threads costs more than they save (about 10 microseconds of one core).
 WORTH_THREADS = 500_000
@@ -67,15 +67,36 @@ def register_tile(arithmetic: Arithmetic, pixels: int, vectors: int, reserved: i
     return min(candidates, key=time)
 
 
-def blocks(arithmetic: Arithmetic, bytes_read: int, pieces: int, panels: int) -> int:
-    """Into how many blocks to cut `pieces` of the input, between which the weights are read again.
+@dataclass(frozen=True)
+class Blocks:
+    """`count` blocks of `size` pieces each; the last one may be smaller."""
+
+    count: int
+    size: int
+    pieces: Index
+
+    def __getitem__(self, block: Index) -> tuple[Index, Index]:
+        """(first piece, number of pieces) of a block."""
+        first = block * self.size
+        whole = self.count == 1 or self.count * self.size == self.pieces
+        return first, self.size if whole else smallest(self.size, self.pieces - first)
+
+
+def cut_blocks(pieces: int, count: int) -> Blocks:
+    """Cut pieces into at most `count` blocks, none of them empty."""
+    size = -(-pieces // max(1, min(count, pieces)))
+    return Blocks(-(-pieces // size), size, pieces)
+
+
+def input_blocks(arithmetic: Arithmetic, bytes_read: int, pieces: int, panels: int) -> Blocks:
+    """Cut `pieces` of the input into blocks, between which the weights are read again.
 
     A block should stay in a core's cache while all panels of weights pass over it, and blocks x panels should keep
     every core busy.
     """
     for_cache = -(-bytes_read // arithmetic.cache)
     for_cores = -(-4 * arithmetic.cores // panels) if arithmetic.cores > 1 else 1
-    return max(1, min(max(for_cache, for_cores), pieces))
+    return cut_blocks(pieces, max(for_cache, for_cores))
 
 
 def is_parallel(arithmetic: Arithmetic, work: int) -> bool:

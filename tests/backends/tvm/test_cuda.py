@@ -94,7 +94,7 @@ def test_facts_list_every_kernel(build):
 
 # float32 against float64: sums of up to 1,000 products of numbers near 1, in a few layers.
 def test_numbers_on_the_emulated_device():
-    model, x = example("efficientnet")
+    model, x = example("mobilenet")
     (output,) = emulator.run(build_cuda(exported(model, x), arch="sm_80"), x.numpy())
     np.testing.assert_allclose(output, float64(model, x), atol=1e-5, rtol=1e-5)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from models import EXAMPLES
 from torch import nn
 from torch.nn import functional as F
 
@@ -11,7 +12,6 @@ from planish.backends.tvm.relax import to_relax, unsupported
 from planish.ir.errors import BuildError
 from planish.ir.specialize import fix_batch
 from planish.passes.pipeline import Pipeline
-from models import EXAMPLES
 
 # float32 sums in another order than PyTorch's: a few units in the last place per layer, on outputs of order 1.
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-4}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from planish.backends.tvm.arithmetic import NeonFp32, X86Fp32
 from planish.backends.tvm.kernels import Window
 from planish.backends.tvm.kernels.depthwise import tile_columns
-from planish.backends.tvm.kernels.tile import Tile, blocks, register_tile, segments
+from planish.backends.tvm.kernels.tile import Tile, cut_blocks, input_blocks, register_tile, segments
 from planish.backends.tvm.kernels.window import by_input, cut_columns, input_column, rows_on_image
 
 MACHINES = [X86Fp32(16, 32), X86Fp32(8, 16), X86Fp32(4, 16), NeonFp32(4, 32)]
@@ -39,10 +39,19 @@ def test_segments_cover_an_extent_once(extent, size):
 
 def test_blocks_follow_the_cache_and_the_cores():
     one, many = X86Fp32(16, 32, cores=1, cache=1000), X86Fp32(16, 32, cores=4, cache=1000)
-    assert blocks(one, 900, pieces=50, panels=1) == 1
-    assert blocks(one, 3500, pieces=50, panels=1) == 4
-    assert blocks(one, 10**6, pieces=50, panels=1) == 50
-    assert blocks(many, 900, pieces=50, panels=2) == 8
+    assert input_blocks(one, 900, pieces=50, panels=1).count == 1
+    assert input_blocks(one, 3500, pieces=50, panels=1).count == 4
+    assert input_blocks(one, 10**6, pieces=50, panels=1).count == 50
+    assert input_blocks(many, 900, pieces=64, panels=2).count == 8
+
+
+@given(pieces=st.integers(1, 300), count=st.integers(1, 40))
+def test_blocks_cover_all_pieces_once_and_none_is_empty(pieces, count):
+    blocks = cut_blocks(pieces, count)
+    assert blocks.count <= count
+    cut = [blocks[i] for i in range(blocks.count)]
+    assert all(size > 0 for _, size in cut)
+    assert [first + i for first, size in cut for i in range(size)] == list(range(pieces))
 
 
 windows = st.builds(
