@@ -106,7 +106,7 @@ def tvm_loads() -> Iterator[Check]:
 def linkers() -> Iterator[Check]:
     """What links for this machine (required) and for others."""
     try:
-        from .backends.c.link import find_linker
+        from .backends.linker import find_linker
     except Exception as error:  # whatever a broken TVM raises
         yield Check("linkers", "any", False, f"not looked for: {first_line(error)}", "repair TVM first")
         return

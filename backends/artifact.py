@@ -21,7 +21,6 @@ QUANTIZED_STEPS = 8
 class Artifact(ABC):
     """A built model.
 
-    layers  one row per kernel call: node, kernel, instruction
     others  ops left to TVM's own code generation, with counts
     eager   calls that stay in PyTorch: (op, source line)
     reasons why they stay, where it is not for want of the op
@@ -29,11 +28,15 @@ class Artifact(ABC):
     """
 
     def __init__(self) -> None:
-        self.layers: tuple[dict[str, str], ...] = ()
         self.others: dict[str, int] = {}
         self.eager: tuple[tuple[str, str], ...] = ()
         self.reasons: tuple[str, ...] = ()
         self.facts: dict[str, Any] = {}
+
+    @property
+    @abstractmethod
+    def layers(self) -> tuple[dict[str, str], ...]:
+        """One row per kernel call: node, kernel, instruction."""
 
     @abstractmethod
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:

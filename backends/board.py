@@ -44,16 +44,7 @@ class BoardArtifact(Artifact):
                  kernels: dict[str, str], others: dict[str, int]):  # fmt: skip
         super().__init__()
         self._program, self._room, self._recipe = program, room, recipe
-        assembly = program.assembly()
-        instruction = {symbol: multiply_accumulate(text) for symbol, text in assembly.items()}
-        self.layers = tuple(
-            {
-                "node": call.layer,
-                "kernel": kernels.get(call.kernel, f"TVM: {call.kernel}"),
-                "instruction": instruction.get(call.kernel, "none"),
-            }
-            for call in program.calls
-        )
+        self._kernels = kernels
         self.others = others
         self.facts = {
             "code": "C program",
@@ -63,6 +54,19 @@ class BoardArtifact(Artifact):
             "object_bytes": (program.directory / "kernels.o").stat().st_size,
             "runner_bytes": (program.directory / "runner").stat().st_size,
         }
+
+    @cached_property
+    def layers(self) -> tuple[dict[str, str], ...]:
+        # Reading the instructions means generating the code a second time, as text.
+        instruction = {symbol: multiply_accumulate(text) for symbol, text in self._program.assembly().items()}
+        return tuple(
+            {
+                "node": call.layer,
+                "kernel": self._kernels.get(call.kernel, f"TVM: {call.kernel}"),
+                "instruction": instruction.get(call.kernel, "none"),
+            }
+            for call in self._program.calls
+        )
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """On this machine where the code fits it, on the emulator otherwise (slow: it is for checking)."""

@@ -43,11 +43,14 @@ class GpuArtifact(Artifact):
         super().__init__()
         self._graph, self._made, self._target, self._recipe = graph, made, target, recipe
         self._room = tempfile.TemporaryDirectory(prefix="planish-")
-        self.layers = tuple(
-            {"node": kernel.name, "kernel": f"CUDA, {kernel.threads} threads a block", "instruction": target.cuda_arch}
-            for kernel in made.kernels
-        )
         self.facts = {"code": f"CUDA {made.arch}", "compiler": made.compiler, "cubin_bytes": len(made.cubin)}
+
+    @property
+    def layers(self) -> tuple[dict[str, str], ...]:
+        return tuple(
+            {"node": kernel.name, "kernel": f"CUDA, {kernel.threads} threads a block", "instruction": self._made.arch}
+            for kernel in self._made.kernels
+        )
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return [torch.from_numpy(array) for array in self._library(*(t.detach().numpy() for t in inputs))]

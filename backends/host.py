@@ -37,7 +37,7 @@ class HostArtifact(Artifact):
         self.facts = {"code": "TVM module", "arena_bytes": compiled.arena_bytes, "weight_bytes": model.weight_bytes}
 
     @cached_property
-    def layers(self) -> tuple[dict[str, str], ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def layers(self) -> tuple[dict[str, str], ...]:
         # Reading the instructions means generating the code a second time, as text.
         symbols = sorted({layer.symbol for layer in self._calls})
         instruction = {s: multiply_accumulate(t) for s, t in by_symbol(self._compiled.assembly(), symbols).items()}

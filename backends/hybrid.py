@@ -129,6 +129,7 @@ class HybridArtifact(Artifact):
     """
 
     def __init__(self, plan: RegionPlan, regions: tuple[HostArtifact, ...]):
+        super().__init__()
         self._module = plan.split.module
         self.eager, self.reasons = plan.eager, plan.reasons
         self._regions = regions
@@ -138,7 +139,7 @@ class HybridArtifact(Artifact):
         self.facts |= {key: sum(region.facts[key] for region in regions) for key in sizes if regions}
 
     @cached_property
-    def layers(self) -> tuple[dict[str, str], ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def layers(self) -> tuple[dict[str, str], ...]:
         return tuple(layer for region in self._regions for layer in region.layers)
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:

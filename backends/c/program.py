@@ -10,12 +10,12 @@ import tvm
 
 from ...ir.errors import BuildError
 from ...ir.files import write_aside
+from ..linker import find_linker
 from ..manifest import IDENTIFIER, ArraySpec
 from ..target import Target
 from ..tvm.build import tvm_target
 from .compile import ALIGNMENT, Kernels, assembly_by_kernel, compile_kernels, round_up
 from .flat import FlatMain, read_main
-from .link import find_linker
 from .memory import Buffer, lower_bound, plan
 from .text import ModelText, kernel_symbol
 

@@ -13,8 +13,8 @@ from tvm import relax
 
 from ...ir.errors import BuildError
 from ...ir.files import write_aside
+from ..linker import link_shared
 from ..target import Target
-from .linker import link_shared
 from .quiet import without_scope_warnings
 from .relax import RelaxModel
 

@@ -21,12 +21,12 @@ from tvm.relax.frontend.torch import from_exported_program
 
 from ...ir.errors import BuildError, UsageError
 from ...ir.files import write_aside
+from ..linker import link_shared
 from . import cubin
 from .cubin import Kernel
 from .cuda_compiler import compile_cubin, find_compiler
 from .cuda_packing import cuda_source, packer, source_modules
 from .cuda_schedules import keep_growing_kernels_apart, schedule_rules
-from .linker import link_shared
 from .quiet import without_scope_warnings
 
 # The first one.

@@ -289,7 +289,7 @@ def temporary(monkeypatch, tmp_path):
     return tmp_path
 
 
-SLEEPER = b"#!/bin/sh\nsleep 100 &\necho $! > \"$(dirname \"$0\")/../child\"\nwait\n"
+SLEEPER = b'#!/bin/sh\nsleep 100 &\necho $! > "$(dirname "$0")/../child"\nwait\n'
 
 
 def ended(process: int) -> bool:
@@ -345,4 +345,3 @@ def test_temporary_folders_are_removed(bundle, net, temporary):
         Device.get(name).verify(bundle(target))
         Device.get(name).bench(bundle(target), runs=1)
     assert list(temporary.iterdir()) == []
-

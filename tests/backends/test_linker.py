@@ -1,11 +1,13 @@
 """Finding a compiler for a triple, and saying what to install where there is none."""
 
+import ctypes
 import importlib.util
+import platform
 import sys
 
 import pytest
 
-from planish.backends.c.link import find_linker
+from planish.backends.linker import find_linker, link_shared
 from planish.ir.errors import BuildError, UsageError
 
 BOARD = "aarch64-linux-gnu"
@@ -61,3 +63,16 @@ def test_a_failed_build_shows_the_compilers_message(tmp_path):
     with pytest.raises(BuildError, match="missing"):
         find_linker("x86_64-linux-gnu").build(tmp_path, "wrong", ["wrong.c"])
     assert not (tmp_path / "wrong").exists()
+
+
+def test_a_shared_library_is_linked_from_objects(tmp_path):
+    (tmp_path / "seven.c").write_text("int seven(void) { return 7; }\n")
+    find_linker(f"{platform.machine()}-linux-gnu").build(tmp_path, "seven.o", ["-c", "-fPIC", "seven.c"])
+    link_shared(str(tmp_path / "libseven.so"), [str(tmp_path / "seven.o")], f"{platform.machine()}-linux-gnu")
+    assert ctypes.CDLL(str(tmp_path / "libseven.so")).seven() == 7
+
+
+def test_a_broken_object_is_quoted(tmp_path):
+    (tmp_path / "broken.o").write_text("no object\n")
+    with pytest.raises(BuildError, match=r"(?s)model.so: .*could not build it:.*broken.o"):
+        link_shared(str(tmp_path / "model.so"), [str(tmp_path / "broken.o")], f"{platform.machine()}-linux-gnu")
