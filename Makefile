@@ -42,7 +42,7 @@ demo: setup  ## the main job: thin a pretrained model, compile it for this machi
 	$(RUN) benchmarks/demo.py
 
 test: setup  ## the test suite
-	$(RUN) -m pytest -n 2
+	$(RUN) -m pytest -n 2 --dist worksteal
 
 lint: setup  ## ruff and pyright
 	$(RUN) -m ruff check .

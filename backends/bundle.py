@@ -156,7 +156,9 @@ class Bundle:
         where, manifest = str(self.path), self.manifest
         machine = ARCHITECTURES.get(machine.lower(), machine.lower())
         if machine != manifest.architecture:
-            advice = "run it on the 'emulator' device or build it for target 'local'"
+            # The emulator runs programs; a module needs TVM's runtime, which is not emulated.
+            emulated = "run it on the 'emulator' device or " if manifest.kind == "c" else ""
+            advice = f"{emulated}build it for target 'local'"
             raise BundleError(where, f"it was built for {manifest.architecture} and this is {machine}", advice)
         missing = sorted(set(manifest.features) - set(features))
         if missing:
@@ -235,4 +237,4 @@ def check_input(spec: ArraySpec, array: np.ndarray, extents: dict[str, int]) -> 
         raise UsageError(spec.name, f"the input has dtype {array.dtype}", f"the model takes {spec}")
     if array.dtype.kind == "f" and np.isnan(array).any():
         raise UsageError(spec.name, "the input holds NaN", "give finite numbers")
-    return np.ascontiguousarray(array)
+    return np.asarray(array, order="C")  # ascontiguousarray would give a scalar a dimension

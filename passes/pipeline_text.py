@@ -105,8 +105,10 @@ def lookup(name: str) -> type[Pass]:
 
 def load_all() -> None:
     """Register the passes of planish itself and those of every plug-in."""
-    from . import builtin  # noqa: F401 - the passes import this module's neighbours
+    from .builtin import PASSES  # the passes import this module's neighbours
 
+    for entry in PASSES:
+        REGISTRY.setdefault(entry.name, entry)
     load_plugins()
 
 

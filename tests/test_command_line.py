@@ -382,10 +382,11 @@ def test_doctor_says_what_to_install(monkeypatch):
     versions = {"apache-tvm-ffi": "0.1.15.post2"}
     monkeypatch.setattr(importlib.metadata, "version", lambda package: versions.get(package) or found(package))
     monkeypatch.setattr("planish.doctor.CHECKS", (packages,))
-    result = call("doctor")
+    result = call("doctor", "--json")
     assert result.exit_code == 1
-    (line,) = [line for line in result.stdout.splitlines() if "apache-tvm-ffi" in line and "missing" in line]
-    assert "it is 0.1.15.post2, expected ==0.1.14.post1; pip install 'apache-tvm-ffi==0.1.14.post1'" in line
+    (check,) = [check for check in json.loads(result.stdout)["checks"] if check["what"] == "apache-tvm-ffi"]
+    assert (check["status"], check["detail"]) == ("missing", "it is 0.1.15.post2, expected ==0.1.14.post1")
+    assert check["cure"] == "pip install 'apache-tvm-ffi==0.1.14.post1'"
 
 
 # ---------------------------------------------------------------- the frame

@@ -20,6 +20,9 @@ from .relax import RelaxModel
 
 _transform = relax.transform
 
+# Bytes that TVM assumes every array to be aligned to.
+ALIGNMENT = 64
+
 
 def tvm_target(target: Target) -> tvm.target.Target:
     """TVM's description of a CPU row."""
@@ -83,9 +86,9 @@ class CompiledModel:
         self._main = self._machine["main"]
 
     def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
-        """Inputs are read in place (no copy) when they are contiguous."""
+        """Inputs are read in place (no copy) when they are contiguous and aligned."""
         with self._lock:
-            results = self._main(*(tensor.detach().contiguous() for tensor in inputs))
+            results = self._main(*map(_readable, inputs))
         # Given torch tensors, tvm-ffi hands torch tensors back.
         return [results] if isinstance(results, torch.Tensor) else list(results)
 
@@ -123,6 +126,12 @@ def load_library(path: str | os.PathLike) -> CompiledModel:
 def set_threads(count: int) -> None:
     """How many threads TVM's pool may use in this process."""
     tvm.get_global_func("runtime.config_threadpool")(1, count)
+
+
+def _readable(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor as kernels read it. A slice of a batch may start between two vector registers."""
+    tensor = tensor.detach().contiguous()
+    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
 
 
 def _native_modules(module: tvm.runtime.Module) -> list[tvm.runtime.Module]:

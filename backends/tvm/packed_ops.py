@@ -85,6 +85,7 @@ def _global_mean(emitter: Emitter, node: fx.Node) -> bool:
 
 def _flat_mean(emitter: Emitter, node: fx.Node, source: fx.Node, spec: GlobalMean) -> bool:
     """[N, C]: the packed mean without its padding lanes and its two extents of 1."""
+    emitter.others["squeeze"] += 1
     mean = emitter.kernel(node, spec, [emitter.values.packed(source)], [])
     real = relax.op.strided_slice(mean, axes=[3], begin=[0], end=[spec.channels])
     emitter.values[node] = emitter.builder.emit(relax.op.squeeze(emitter.builder.emit(real), [1, 2]))
@@ -126,6 +127,7 @@ def _elementwise(emitter: Emitter, node: fx.Node) -> bool:
     source = node.args[0]
     if not emitter.values.is_packed(source) or _extents(emitter, node) is None:
         return False
+    emitter.others[op_name(node)] += 1
     emitter.values.set_packed(node, CONVERTERS[op_name(node)](emitter, node, emitter.values.packed))
     return True
 
@@ -138,6 +140,7 @@ def _cat(emitter: Emitter, node: fx.Node) -> bool:
         return False
     if not any(emitter.values.is_packed(n) for n in call.tensors):
         return False
+    emitter.others["cat"] += 1
     joined = relax.op.concat([emitter.values.packed(n) for n in call.tensors], axis=3)
     emitter.values.set_packed(node, emitter.builder.emit(joined, node.name))
     return True

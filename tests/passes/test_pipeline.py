@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from torch import nn
 import planish
 from planish.ir import rewrite
 from planish.ir.errors import PassError, UsageError, VerifyError
+from planish.passes import recipes
 from planish.passes.base import REGISTRY, Context, Fuel, Pass, Result
 from planish.passes.pipeline import Pipeline
 
@@ -228,3 +230,11 @@ def test_a_pipeline_from_a_file(tmp_path):
     assert Pipeline.parse(str(tmp_path / "recipe.toml")) == pipeline
     with pytest.raises(UsageError, match="there is no file"):
         Pipeline.parse(str(tmp_path / "none.toml"))
+
+
+@pytest.mark.parametrize("path", sorted(Path(recipes.__file__).parent.glob("*.toml")), ids=lambda path: path.stem)
+def test_a_shipped_recipe_is_a_pipeline_in_a_right_order(path):
+    pipeline = Pipeline.parse(str(path))
+    pipeline.check()
+    assert len(pipeline) >= 3
+    assert Pipeline.parse(str(pipeline)) == pipeline

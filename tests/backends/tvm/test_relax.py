@@ -114,6 +114,25 @@ def test_results_are_not_overwritten_by_the_next_call():
     assert torch.equal(first, kept)
 
 
+def test_a_slice_of_a_batch_starts_anywhere_in_memory():
+    make, _ = EXAMPLES["resnet"]
+    model, batch = make(), image((3, 15, 15), 4)
+    graph = fix_batch(folded(model, batch[:1]), 1)
+    compiled = compile_model(to_relax(graph, Target.get("local")), Target.get("local"))
+    for x in batch.split(1):
+        torch.testing.assert_close(compiled(x)[0], model(x), **FLOAT32)
+    assert any(x.data_ptr() % 64 for x in batch.split(1))
+
+
+def test_batch_norms_that_were_not_folded_are_computed():
+    make, shape = EXAMPLES["mobilenet"]
+    model, x = make(), image(shape)
+    relax_model = to_relax(fix_batch(capture(model, (x,)), 1), Target.get("local"))
+    assert relax_model.others["batch_norm"] == sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    compiled = compile_model(relax_model, Target.get("local"))
+    torch.testing.assert_close(compiled(x)[0].double(), model.double()(x.double()), **FLOAT32)
+
+
 def test_an_op_that_tvm_lacks_is_named_with_its_source_line():
     class Spectrum(nn.Module):
         def forward(self, x):
