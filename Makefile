@@ -47,7 +47,7 @@ test: setup  ## the test suite
 lint: setup  ## ruff and pyright
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m pyright
+	$(RUN) -m pyright --pythonpath $(RUN)
 
 bench: setup  ## latency against PyTorch eager, Inductor and onnxruntime
 	$(RUN) benchmarks/latency.py --against eager,inductor,onnxruntime
