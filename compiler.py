@@ -10,7 +10,6 @@ import torch
 from torch.utils import _pytree as pytree
 
 from .backends.build import Artifact, build
-from .backends.compilations import compilations
 from .backends.target import Target
 from .ir.capture import Source, capture
 from .ir.errors import UsageError
@@ -108,6 +107,8 @@ def reports() -> list[Report]:
 
     Only the latest few hundred are kept.
     """
+    from .backends.torch_compile.records import compilations  # it brings TVM along
+
     return [
         Report.of(c.target, c.recipe, c.outcome, c.artifact, c.seconds, eager=c.eager, reasons=c.reasons)
         for c in compilations()

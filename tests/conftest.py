@@ -1,5 +1,6 @@
 """What every test shares: a seed, one thread, deterministic property tests and golden texts."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,10 @@ import torch
 
 hypothesis.settings.register_profile("planish", derandomize=True, deadline=None, database=None, max_examples=100)
 hypothesis.settings.load_profile("planish")
+
+# A shell that starts the suite in the background lets it ignore Ctrl-C; programs that tests interrupt would inherit it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

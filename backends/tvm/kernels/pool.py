@@ -32,7 +32,7 @@ def pack(spec: GlobalMean | Pool, arithmetic: Arithmetic) -> list[np.ndarray]:
 
 def describe(spec: GlobalMean | Pool, arithmetic: Arithmetic) -> str:
     if isinstance(spec, GlobalMean):
-        return f"global mean, {MEAN_VECTORS} vectors of {arithmetic.lanes}"
+        return f"global mean, up to {MEAN_VECTORS} vectors of {arithmetic.lanes}"
     return f"{spec.mode} pool {'x'.join(map(str, spec.window.kernel))}, vectors of {arithmetic.lanes}"
 
 

@@ -4,8 +4,8 @@ import logging
 from collections import deque
 from dataclasses import dataclass, field
 
-from ..passes.pipeline import Outcome
-from .artifact import Artifact
+from ...passes.pipeline import Outcome
+from ..artifact import Artifact
 
 logger = logging.getLogger("planish")
 

@@ -9,20 +9,20 @@ from rich.console import Console
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from ..ir.capture import export, from_exported_program
-from ..ir.errors import BuildError, CaptureError, UsageError, first_line
-from ..ir.graph import Graph
-from ..ir.ops import arguments, describe, has_schema, is_random
-from ..ir.shapes import TensorSpec
-from ..passes.base import Context
-from ..passes.pipeline import Pipeline
-from .artifact import tolerance
-from .compilations import Compilation, record
+from ...ir.capture import export, from_exported_program
+from ...ir.errors import BuildError, CaptureError, UsageError, first_line
+from ...ir.graph import Graph
+from ...ir.ops import arguments, describe, has_schema, is_random
+from ...ir.shapes import TensorSpec
+from ...passes.base import Context
+from ...passes.pipeline import Pipeline
+from ..artifact import tolerance
+from ..hybrid import HybridArtifact, build_hybrid, count_calls, plan_regions
+from ..partition import base_of_view, output_nodes
 from .coverage import coverage_table
-from .dynamo_graph import Frozen, Slots, name_source, returns_tensors
-from .dynamo_program import Program
-from .hybrid import HybridArtifact, build_hybrid, count_calls, plan_regions
-from .partition import base_of_view, output_nodes
+from .graph import Frozen, Slots, name_source, returns_tensors
+from .program import Program
+from .records import Compilation, record
 
 # Integer outputs that hang on comparing floats (an argmax) may differ where two values are nearly equal.
 EQUAL_INTEGERS = 0.99

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import torch
 
-from ..ir.errors import UsageError, first_line
-from ..ir.shapes import TensorSpec, check_inputs
-from .artifact import Artifact
-from .compilations import logger
+from ...ir.errors import UsageError, first_line
+from ...ir.shapes import TensorSpec, check_inputs
+from ..artifact import Artifact
+from .records import logger
 
 
 class Stamp:

@@ -6,10 +6,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..ir.graph import Graph
-from ..ir.ops import op_name
-from .hybrid import RegionPlan
-from .partition import PRODUCTS, is_computation
+from ...ir.graph import Graph
+from ...ir.ops import op_name
+from ..hybrid import RegionPlan
+from ..partition import PRODUCTS, is_computation
 
 
 def coverage_table(plan: RegionPlan, graph: Graph) -> RenderableType:

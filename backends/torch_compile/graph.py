@@ -9,7 +9,7 @@ import torch
 from torch import fx
 from torch.fx.traceback import preserve_node_meta
 
-from ..ir.graph import set_attribute
+from ...ir.graph import set_attribute
 
 # dynamo names a weight by the way to it: L['self']._modules['conv1']._parameters['weight'].
 _STEP = re.compile(r"\['([^']+)'\]|\.(\w+)|\[(\d+)\]")

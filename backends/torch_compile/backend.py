@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..ir.errors import UsageError
-from ..passes.base import Context
-from ..passes.pipeline import DEFAULT_RECIPE, Pipeline
-from .dynamo_build import Builder
-from .dynamo_graph import Slots
-from .dynamo_program import Program
-from .target import Target
+from ...ir.errors import UsageError
+from ...passes.base import Context
+from ...passes.pipeline import DEFAULT_RECIPE, Pipeline
+from ..target import Target
+from .builder import Builder
+from .graph import Slots
+from .program import Program
 
 # A model whose weights change at every call must not be compiled at every call: a region is built again once its
 # weights have stayed the same for this many calls, and runs in PyTorch until then.
