@@ -1,5 +1,6 @@
 """Every way in: nn.Module, fx.GraphModule, ExportedProgram, a .pt2 file or a saved graph become a Graph."""
 
+import inspect
 import io
 import logging
 import os
@@ -146,7 +147,12 @@ def _export_with_dynamic_batch(model: torch.nn.Module, args: tuple[Any, ...]) ->
         return None
     # torch.export takes an example extent of 1 for a constant, so the example is doubled.
     doubled = pytree.tree_map_only(torch.Tensor, lambda t: torch.cat([t, t]), args)
-    dims = pytree.tree_map_only(torch.Tensor, lambda t: {0: torch.export.Dim.AUTO}, doubled)
+    try:
+        # By name, because torch.export takes what `*args` collects for one argument.
+        named = dict(inspect.signature(model.forward).bind(*doubled).arguments)
+    except TypeError:
+        return None
+    dims = pytree.tree_map_only(torch.Tensor, lambda t: {0: torch.export.Dim.AUTO}, named)
     dims = pytree.tree_map_only(lambda leaf: not isinstance(leaf, dict), lambda _: None, dims, is_leaf=_is_dims)
     try:
         program = _export(model, doubled, dynamic_shapes=dims, strict=False)

@@ -100,11 +100,32 @@ def _recurrent_macs(node: fx.Node, batch: int) -> int:
     return steps * sum(math.prod(_extents(w, batch)) for w in call.params if len(w.meta["val"].shape) == 2)
 
 
+def _einsum_macs(node: fx.Node, batch: int) -> int:
+    """Every combination of indices is one product; a single operand is only summed or rearranged."""
+    call = arguments(node)
+    terms = call.equation.replace(" ", "").partition("->")[0].split(",")
+    extents: dict[str, int] = {}
+    for term, operand in zip(terms, call.tensors, strict=True):
+        shape = _extents(operand, batch)
+        hidden = len(shape) - len(term.replace("...", ""))
+        letters = [*term] if "..." not in term else _with_ellipsis(term, hidden)
+        for letter, extent in zip(letters, shape, strict=True):
+            extents[letter] = max(extent, extents.get(letter, 1))
+    return math.prod(extents.values()) if len(terms) > 1 else 0
+
+
+def _with_ellipsis(term: str, hidden: int) -> list[str]:
+    """The letters of a term; dims behind `...` are numbered from the right, as they broadcast."""
+    before, _, after = term.partition("...")
+    return [*before, *(f".{i}" for i in range(hidden, 0, -1)), *after]
+
+
 _MACS: dict[str, Callable[[fx.Node, int], int]] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _conv_macs),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed_conv_macs),
     "linear": _linear_macs,
     **dict.fromkeys(("matmul", "mm", "bmm", "mv", "addmm", "baddbmm"), _matmul_macs),
+    "einsum": _einsum_macs,
     "scaled_dot_product_attention": _attention_macs,
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent_macs),
 }

@@ -30,7 +30,13 @@ def node_text(graph: Graph, node: fx.Node) -> str:
 
 
 def _line(graph: Graph, node: fx.Node, names: dict[Any, str]) -> str:
-    return f"%{node.name} = {op_name(node)}({', '.join(_arguments(graph, node))}){_type(node, names)}"
+    return f"%{node.name} = {_shown_name(node)}({', '.join(_arguments(graph, node))}){_type(node, names)}"
+
+
+def _shown_name(node: fx.Node) -> str:
+    """`relu`, and `copy_` where the call writes into its first argument."""
+    packet = getattr(node.target, "overloadpacket", node.target)
+    return getattr(packet, "__name__", op_name(node))
 
 
 def _type(node: fx.Node, names: dict[Any, str]) -> str:

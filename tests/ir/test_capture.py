@@ -208,3 +208,15 @@ def test_source_lines_are_recorded():
     graph = planish.capture(small(), image())
     line = Small.forward.__code__.co_firstlineno + 2
     assert graph.node("mean").meta["source"] == f"test_capture.py:{line}"
+
+
+def test_the_batch_is_dynamic_where_forward_collects_its_inputs():
+    class Sum(nn.Module):
+        def forward(self, *tensors, scale=None):
+            return torch.relu(sum(tensors))
+
+    x = torch.randn(2, 4)
+    graph = planish.capture(Sum(), (x, x + 1))
+    assert [spec.shape for spec in graph.inputs] == [("b", 4), ("b", 4)]
+    five = torch.randn(5, 4)
+    assert torch.equal(graph(five, five), torch.relu(five + five))

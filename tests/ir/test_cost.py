@@ -102,3 +102,23 @@ def test_peak_memory_keeps_a_shortcut_and_shares_views():
 
     graph = planish.capture(Shortcut(), torch.randn(2, 10))
     assert cost(graph).peak_bytes == 4 * 30
+
+
+@pytest.mark.parametrize(
+    ("equation", "shapes"),
+    [
+        ("bik,bkj->bij", [(2, 3, 5), (2, 5, 7)]),
+        ("bhqd,bhkd->bhqk", [(2, 3, 4, 8), (2, 3, 6, 8)]),
+        ("...ij,jk->...ik", [(2, 3, 4, 5), (5, 6)]),
+    ],
+)
+def test_einsum_counts_as_many_products_as_torchs_flop_counter(equation, shapes):
+    class Contract(nn.Module):
+        def forward(self, *operands):
+            return torch.einsum(equation, *operands)
+
+    operands = tuple(torch.randn(shape) for shape in shapes)
+    with FlopCounterMode(display=False) as counter:
+        torch.einsum(equation, *operands)
+    graph = planish.capture(Contract(), operands, dynamic_batch=False)
+    assert cost(graph).macs == counter.get_total_flops() // 2

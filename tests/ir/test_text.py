@@ -43,3 +43,14 @@ def test_text_is_the_same_for_a_copy_and_a_saved_graph(tmp_path):
 def test_a_nodes_own_line():
     graph = planish.capture(nn.Linear(4, 3), torch.randn(2, 4))
     assert node_text(graph, graph.node("linear")) == "%linear = linear(%input_1, weight[3,4], bias[3]) : f32[b,3]"
+
+
+def test_a_call_that_writes_in_place_shows_its_mark():
+    class Assign(nn.Module):
+        def forward(self, x):
+            y = x.clone()
+            y[:, :2] = 0
+            return y
+
+    text = str(planish.capture(Assign(), torch.randn(3, 4)))
+    assert "fill_(" in text or "copy_(" in text
