@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from .ir.graph import Graph
     from .passes.pipeline import Outcome, Step
 
-PRODUCTS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
-FAKE_QUANTIZERS = ("fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine")
 COSTS = {
     "params": "parameters",
     "macs": "multiply-accumulates",
@@ -235,10 +233,11 @@ def cost_row(entry: "Cost") -> dict[str, int]:
 
 def quantized_layers(graph: "Graph") -> tuple[int, int]:
     """How many convs and linears read a fake-quantized weight, and how many there are."""
-    from .ir.ops import is_op
+    from .ir.ops import WEIGHTED_PRODUCTS, is_op
+    from .ir.verify import SCALE_ARGUMENT
 
-    products = graph.calls(*PRODUCTS)
-    return sum(is_op(node.args[1], *FAKE_QUANTIZERS) for node in products), len(products)
+    products = graph.calls(*WEIGHTED_PRODUCTS)
+    return sum(is_op(node.args[1], *SCALE_ARGUMENT) for node in products), len(products)
 
 
 def _change(before: int, after: int) -> str:

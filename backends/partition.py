@@ -20,13 +20,13 @@ from ..ir import rewrite
 from ..ir.capture import has_effect
 from ..ir.errors import BuildError
 from ..ir.graph import Graph, attribute, build_module
-from ..ir.ops import arguments, describe, is_getitem, is_random, op_name, tensors, writes
+from ..ir.ops import WEIGHTED_PRODUCTS, arguments, describe, is_random, is_view, op_name, tensors, writes
 
 # One of these is worth a region of its own; of other ops it takes two, because fusing them saves a trip to memory.
 PRODUCTS = frozenset(
     {
-        *("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
-        *("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention"),
+        *(*WEIGHTED_PRODUCTS, "convolution"),
+        *("matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention"),
     }
 )
 _MOVES = frozenset({"getitem", "clone", "contiguous", "lift_fresh_copy", "sym_size"})
@@ -75,13 +75,6 @@ def reads_by_index(node: fx.Node) -> bool:
         return False
     given = pytree.tree_leaves(getattr(arguments(node), indices))
     return any(isinstance(index, fx.Node) and index.op != "get_attr" for index in given)
-
-
-def is_view(node: fx.Node) -> bool:
-    """True for a call whose value may share memory with its first argument."""
-    schema = getattr(node.target, "_schema", None)
-    returns = schema.returns if schema is not None and not schema.is_mutable else ()
-    return is_getitem(node) or any(r.alias_info is not None for r in returns)
 
 
 def is_computation(node: fx.Node) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from .graph import Graph
-from .ops import arguments, is_getitem, op_name, tensors
+from .ops import CONVS, TRANSPOSED_CONVS, arguments, is_view, op_name, tensors, writes
 from .shapes import concrete
 
 
@@ -121,8 +121,8 @@ def _with_ellipsis(term: str, hidden: int) -> list[str]:
 
 
 _MACS: dict[str, Callable[[fx.Node, int], int]] = {
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _conv_macs),
-    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed_conv_macs),
+    **dict.fromkeys(CONVS, _conv_macs),
+    **dict.fromkeys(TRANSPOSED_CONVS, _transposed_conv_macs),
     "linear": _linear_macs,
     **dict.fromkeys(("matmul", "mm", "bmm", "mv", "addmm", "baddbmm"), _matmul_macs),
     "einsum": _einsum_macs,
@@ -142,20 +142,13 @@ def _value_bytes(value: Any, batch: int) -> int:
     return sum(math.prod(concrete(s, batch) for s in t.shape) * t.dtype.itemsize for t in tensors(value))
 
 
-def _is_view(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return is_getitem(node)
-    return any(r.alias_info is not None for r in schema.returns)
-
-
 def _peak_bytes(graph: Graph, batch: int) -> int:
     """Liveness over graph order: a value dies after the last reader of it or of a view of it."""
     order = [n for n in graph.nodes if n.op in ("placeholder", "call_function", "output")]
     owner: dict[fx.Node, fx.Node] = {}
     last: dict[fx.Node, int] = {}
     for at, node in enumerate(order):
-        viewed = node.op == "call_function" and _is_view(node) and node.all_input_nodes[0] in owner
+        viewed = node.op == "call_function" and (is_view(node) or writes(node)) and node.all_input_nodes[0] in owner
         owner[node] = owner[node.all_input_nodes[0]] if viewed else node
         for read in [node, *node.all_input_nodes]:
             if read in owner:

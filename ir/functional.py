@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from .ops import op_name
+from .ops import is_view, op_name
 
 _ASSERTIONS = {
     "_assert_tensor_metadata",
@@ -73,24 +73,15 @@ def _functional_form(node: fx.Node) -> torch._ops.OpOverload | None:
 def _is_seen_elsewhere(value: fx.Node, write: fx.Node) -> bool:
     """True if a write into `value` reaches the caller, the model, or a reader of another view of the same memory."""
     root = value
-    while _is_view(root):
+    while is_view(root):
         root = root.all_input_nodes[0]
     if root.op != "call_function":
         return True
     family = [root]
     for member in family:  # grows while it is walked
-        family += [user for user in member.users if _is_view(user) and user not in family]
+        family += [user for user in member.users if is_view(user) and user not in family]
     earlier = [member for member in family if member is not value and member < write]
     return any(user > write for member in earlier for user in member.users)
-
-
-def _is_view(node: fx.Node) -> bool:
-    if node.op != "call_function":
-        return False
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return node.target is operator.getitem
-    return any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
 
 
 def _is_region(module: fx.GraphModule, value: Any) -> bool:

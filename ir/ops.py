@@ -19,6 +19,11 @@ _RANDOM_ONLY_WITH = {
     "feature_alpha_dropout": "train",
     "rrelu": "training",
 }
+CONVS = ("conv1d", "conv2d", "conv3d")
+TRANSPOSED_CONVS = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+# The calls that hold most of a model's weights.
+WEIGHTED_PRODUCTS = (*CONVS, *TRANSPOSED_CONVS, "linear")
+
 _SOURCE_LINE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
 
@@ -76,6 +81,13 @@ def describe(node: fx.Node) -> str:
     """`'aten.erf' (model.py:41)`: how messages name a node."""
     what = qualified_name(node.target) if node.op == "call_function" else str(node.target)
     return f"'{what}' ({location(node)})"
+
+
+def is_view(node: fx.Node) -> bool:
+    """True for a call whose value may share memory with its first argument, and that writes nothing."""
+    schema = getattr(node.target, "_schema", None)
+    returns = schema.returns if schema is not None and not schema.is_mutable else ()
+    return is_getitem(node) or any(r.alias_info is not None for r in returns)
 
 
 def writes(node: fx.Node) -> bool:

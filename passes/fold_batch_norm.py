@@ -8,13 +8,9 @@ from torch import fx
 
 from ..ir import rewrite
 from ..ir.graph import Graph
-from ..ir.ops import arguments, is_op, only_user, op_name
+from ..ir.ops import CONVS, TRANSPOSED_CONVS, WEIGHTED_PRODUCTS, arguments, is_op, only_user, op_name
 from ..ir.shapes import shape
 from .base import Context, Pass, Result, Skip
-
-_CONVS = ("conv1d", "conv2d", "conv3d")
-_TRANSPOSED_CONVS = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-_PRODUCTS = (*_CONVS, *_TRANSPOSED_CONVS, "linear")
 
 
 @dataclass(frozen=True)
@@ -77,9 +73,9 @@ def _find_fold(graph: Graph, norm: fx.Node) -> _Fold | str:
         return reason
     source, reader = arguments(norm).input, only_user(norm)
     reasons = []
-    if is_op(source, *_PRODUCTS):
+    if is_op(source, *WEIGHTED_PRODUCTS):
         reasons.append(_why_not_into(graph, source, source, norm) or _fold_into_source(graph, norm, source))
-    if reader is not None and is_op(reader, *_PRODUCTS) and arguments(reader).input is norm:
+    if reader is not None and is_op(reader, *WEIGHTED_PRODUCTS) and arguments(reader).input is norm:
         reasons.append(_why_not_into(graph, reader, norm, reader) or _fold_into_reader(graph, norm, reader))
     folds = [found for found in reasons if isinstance(found, _Fold)]
     if folds:
@@ -143,9 +139,9 @@ def _fold_into_reader(graph: Graph, norm: fx.Node, product: fx.Node) -> _Fold | 
 
 def _why_border_differs(product: fx.Node) -> str | None:
     """Padding puts zeros after the norm; a border pixel of a transposed conv meets only some taps."""
-    if is_op(product, *_TRANSPOSED_CONVS):
+    if is_op(product, *TRANSPOSED_CONVS):
         return f"its shift is not zero and '{product.name}' is a transposed conv, whose border would differ"
-    if is_op(product, *_CONVS):
+    if is_op(product, *CONVS):
         padding = arguments(product).padding
         if padding != "valid" and (isinstance(padding, str) or any(padding)):
             return f"its shift is not zero and '{product.name}' pads"
@@ -176,7 +172,7 @@ def _by_group(product: fx.Node, weight: torch.Tensor) -> tuple[torch.Tensor, int
     """The weight as [groups, a, b, taps], and which of a and b are the outputs and the inputs of a group."""
     groups = 1 if is_op(product, "linear") else arguments(product).groups
     grouped = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
-    return (grouped, 2, 1) if is_op(product, *_TRANSPOSED_CONVS) else (grouped, 1, 2)
+    return (grouped, 2, 1) if is_op(product, *TRANSPOSED_CONVS) else (grouped, 1, 2)
 
 
 def _along(channels: torch.Tensor, grouped: torch.Tensor, axis: int) -> torch.Tensor:

@@ -8,6 +8,7 @@ from tvm import s_tir, tirx
 
 from ...ir.errors import BuildError
 from .bare_abi import bare_abi
+from .memory import round_up
 
 ALIGNMENT = 64
 ALLOCATION = re.compile(r"TVMBackendAllocWorkspace\(\d+, \d+, T\.uint64\((\d+)\)")
@@ -92,11 +93,7 @@ def workspace_bytes(symbol: str, text: str) -> int:
     sizes = [int(size) for size in ALLOCATION.findall(text)]
     if len(sizes) != calls.count("TVMBackendAllocWorkspace"):
         raise BuildError(symbol, "the kernel allocates memory of a size that is not constant", "use static shapes")
-    return sum(round_up(size) for size in sizes)
-
-
-def round_up(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
+    return sum(round_up(size, ALIGNMENT) for size in sizes)
 
 
 def assembly_by_kernel(kernels: Kernels, prefix: str) -> dict[str, str]:

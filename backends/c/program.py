@@ -14,9 +14,9 @@ from ..linker import find_linker
 from ..manifest import IDENTIFIER, ArraySpec
 from ..target import Target
 from ..tvm.build import tvm_target
-from .compile import ALIGNMENT, Kernels, assembly_by_kernel, compile_kernels, round_up
+from .compile import ALIGNMENT, Kernels, assembly_by_kernel, compile_kernels
 from .flat import FlatMain, read_main
-from .memory import Buffer, lower_bound, plan
+from .memory import Buffer, lower_bound, plan, round_up
 from .text import ModelText, kernel_symbol
 
 SHIPPED = ("planish_runtime.h", "planish_runtime.c", "runner.c")
@@ -147,7 +147,7 @@ def pack(constants: Sequence[np.ndarray]) -> tuple[bytes, list[int]]:
     """Constants one after the other, each at a multiple of the alignment -> the bytes, and where each one starts."""
     content, offsets = bytearray(), []
     for constant in constants:
-        content += bytes(round_up(len(content)) - len(content))
+        content += bytes(round_up(len(content), ALIGNMENT) - len(content))
         offsets.append(len(content))
         content += constant.astype(constant.dtype.newbyteorder("<"), copy=False).tobytes()
     return bytes(content), offsets

@@ -117,12 +117,6 @@ def save_library(model: CompiledModel, path: str | os.PathLike, target: Target) 
     return Path(path)
 
 
-def load_library(path: str | os.PathLike) -> CompiledModel:
-    """Read a library that `save_library` wrote. It is native code: check where it comes from first."""
-    with without_scope_warnings():
-        return CompiledModel(tvm.runtime.load_module(str(path)))
-
-
 def set_threads(count: int) -> None:
     """How many threads TVM's pool may use in this process."""
     tvm.get_global_func("runtime.config_threadpool")(1, count)

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-from .base import Arithmetic
+from .base import Fp32
 from .tir import T
 
 
 @dataclass(frozen=True)
-class NeonFp32(Arithmetic):
+class NeonFp32(Fp32):
     """NEON: 4 lanes, 32 registers."""
-
-    name: ClassVar[str] = "fp32"
-    activation: ClassVar[str] = "float32"
-    weight: ClassVar[str] = "float32"
-    accumulator: ClassVar[str] = "float32"
-    unroll: ClassVar[int] = 4
 
     def multiply(
         self,

@@ -64,3 +64,13 @@ class Arithmetic(ABC):
         """
         traffic = self.loads(pixels, vectors) + 2 * vectors
         return pixels * vectors / self.efficiency(pixels, vectors) + 0.2 * traffic
+
+
+class Fp32(Arithmetic):
+    """Single precision throughout."""
+
+    name: ClassVar[str] = "fp32"
+    activation: ClassVar[str] = "float32"
+    weight: ClassVar[str] = "float32"
+    accumulator: ClassVar[str] = "float32"
+    unroll: ClassVar[int] = 4

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-from .base import Arithmetic
+from .base import Fp32
 from .tir import T
 
 
 @dataclass(frozen=True)
-class X86Fp32(Arithmetic):
+class X86Fp32(Fp32):
     """AVX-512 (16 lanes, 32 registers) or AVX2 with FMA (8 lanes, 16 registers)."""
-
-    name: ClassVar[str] = "fp32"
-    activation: ClassVar[str] = "float32"
-    weight: ClassVar[str] = "float32"
-    accumulator: ClassVar[str] = "float32"
-    unroll: ClassVar[int] = 4
 
     def multiply(
         self,

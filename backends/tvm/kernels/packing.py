@@ -28,8 +28,3 @@ def panels(matrix: np.ndarray, lanes: int, vectors: int) -> np.ndarray:
     return np.concatenate(
         [by_vector[first : first + vectors].transpose(2, 0, 1).ravel() for first in range(0, count, vectors)]
     )
-
-
-def vectors_of(matrix: np.ndarray, lanes: int) -> np.ndarray:
-    """[channels, taps] as a flat [vector][taps][lanes]."""
-    return panels(matrix, lanes, 1)

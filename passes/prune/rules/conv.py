@@ -2,12 +2,13 @@
 
 from torch import fx
 
+from ....ir.ops import CONVS, TRANSPOSED_CONVS
 from ..constraints import Constraints, extents
 from ..relation import Dim, Dims
 from .table import Call, refit, rule
 
 
-@rule("conv1d", "conv2d", "conv3d")
+@rule(*CONVS)
 def convolution(index: Constraints, node: fx.Node, call: Call) -> Dims:
     """`weight[out, in / groups, ...]`: both channel dims hold the groups as their leading factor."""
     x, weight = index[call.input], index[call.weight]
@@ -17,7 +18,7 @@ def convolution(index: Constraints, node: fx.Node, call: Call) -> Dims:
     return _finish(index, node, call, weight[0])
 
 
-@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+@rule(*TRANSPOSED_CONVS)
 def transposed_convolution(index: Constraints, node: fx.Node, call: Call) -> Dims:
     """`weight[in, out / groups, ...]`."""
     x, weight = index[call.input], index[call.weight]
@@ -50,7 +51,7 @@ def _finish(index: Constraints, node: fx.Node, call: Call, out: Dim) -> Dims:
     return result
 
 
-@refit("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+@refit(*CONVS, *TRANSPOSED_CONVS)
 def groups(cut, node: fx.Node, call: Call) -> None:
     """Whole groups may be gone."""
     if call.groups > 1:
