@@ -72,6 +72,8 @@ class Context:
               tensors, or (inputs, labels)
     target    the machine that the model is for (backends.target.Target), None when unknown
     evaluate  a function Graph -> float, higher is better
+    loss      a function (outputs, labels) -> scalar tensor, for passes that need gradients; cross-entropy by default
+    original  the graph that the pipeline was given, before its first pass: what distillation learns from
     progress  wraps an iterable that takes a while: progress(items, label) -> items
     """
 
@@ -80,6 +82,8 @@ class Context:
     seed: int = 0
     fuel: Fuel = field(default_factory=Fuel)
     evaluate: Callable[[Graph], float] | None = None
+    loss: Callable[[Any, Any], torch.Tensor] = torch.nn.functional.cross_entropy
+    original: Graph | None = None
     progress: Callable[[Iterable, str], Iterable] = no_progress
 
     def batches(self, graph: Graph, where: str) -> Iterator[tuple[torch.Tensor, ...]]:
@@ -87,6 +91,22 @@ class Context:
 
         Raises UsageError for no data, an empty loader, a wrong shape, NaN or infinity.
         """
+        for inputs, _ in self._read(graph, where):
+            yield inputs
+
+    def labelled_batches(self, graph: Graph, where: str) -> Iterator[tuple[tuple[torch.Tensor, ...], Any]]:
+        """(inputs, labels) of every batch, the inputs checked as in `batches`.
+
+        Raises UsageError also for a batch without labels.
+        """
+        for count, (inputs, batch) in enumerate(self._read(graph, where), start=1):
+            if isinstance(batch, torch.Tensor) or len(batch) != len(inputs) + 1:
+                what = f"batch {count} has no labels"
+                raise UsageError(where, what, "expected (inputs, labels)", "pass data=loader of such batches")
+            yield inputs, tuple(batch)[-1]
+
+    def _read(self, graph: Graph, where: str) -> Iterator[tuple[tuple[torch.Tensor, ...], Any]]:
+        """(the checked inputs, the whole batch) for every batch."""
         if self.data is None:
             raise UsageError(where, "no data was given", "pass data=loader")
         specs, count = graph.inputs, 0
@@ -96,7 +116,7 @@ class Context:
             for spec, tensor in zip(specs, inputs, strict=True):
                 if tensor.dtype.is_floating_point and not bool(torch.isfinite(tensor).all()):
                     raise UsageError(f"{where}, batch {count}", f"input '{spec.name}' holds NaN or infinity")
-            yield inputs
+            yield inputs, batch
         if not count:
             raise UsageError(where, "the loader is empty", "give at least one batch")
 

@@ -1,5 +1,6 @@
 """Pipeline: passes in order, checked before anything runs, verified after each, all or nothing."""
 
+import dataclasses
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -111,7 +112,7 @@ class Pipeline:
         Raises UsageError before anything runs for a wrong order or NaN in a weight; VerifyError or the pass's own
         error otherwise; PassError where a pass declined to give what a later one needs.
         """
-        ctx = ctx or Context()
+        ctx = dataclasses.replace(ctx or Context(), original=graph)
         self.check(graph.properties, ctx)
         _refuse_nan(graph)
         work, before, steps = graph.copy(), cost(graph), []

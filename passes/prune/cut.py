@@ -12,9 +12,9 @@ from torch import fx
 from ...ir import rewrite
 from ...ir.graph import set_call_argument
 from ...ir.ops import arguments, has_schema, op_name
-from .channels import IndexGraph
-from .relation import Dim, Dims
-from .rules import REFITS
+from .index.index_graph import IndexGraph
+from .index.relation import Dim, Dims
+from .index.rules import REFITS
 
 
 class Cut:

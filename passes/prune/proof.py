@@ -20,9 +20,9 @@ from torch.fx.node import map_aggregate
 from ...ir.errors import VerifyError
 from ...ir.graph import Graph
 from ...ir.ops import describe, is_op, tensors
-from .channels import IndexGraph
 from .cut import thin
-from .relation import Dims
+from .index.index_graph import IndexGraph
+from .index.relation import Dims
 
 TOLERANCE = 1e-9
 NOISE = 0.1  # of a weight's root mean square

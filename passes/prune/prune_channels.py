@@ -14,11 +14,13 @@ from ...ir.cost import Cost, cost
 from ...ir.errors import UsageError
 from ...ir.graph import Graph
 from ..base import Context, Pass, Result, Skip
-from .channels import EXTENT_ONE, IndexGraph
+from .budget import MacCounter
 from .cut import cut
-from .groups import Groups, MacCounter, layer_name
-from .importance import CRITERIA
+from .groups import Groups, layer_name
+from .index.index_graph import EXTENT_ONE, IndexGraph
 from .proof import Snapshot, prove
+from .score.criteria import CRITERIA
+from .score.importance import importance
 from .select import TOLERANCE, Rounding, Selector, by_macs, by_ratio
 
 
@@ -111,7 +113,7 @@ class PruneChannels(Pass):
         return list(kept)
 
     def _select(self, groups: Groups, rounding: Rounding) -> np.ndarray:
-        scores = groups.scores(CRITERIA[self.importance])
+        scores = importance(groups, CRITERIA[self.importance])
         if self.ratio is not None:
             return by_ratio(Selector(groups, scores, self.scope or "layer", rounding), self.ratio)
         assert self.macs is not None

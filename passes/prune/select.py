@@ -13,7 +13,8 @@ from math import ceil, floor
 import numpy as np
 
 from ...ir.errors import UsageError
-from .groups import Family, Groups, MacCounter
+from .budget import MacCounter
+from .groups import Family, Groups
 
 PASS = "prune-channels"
 TOLERANCE = 0.005

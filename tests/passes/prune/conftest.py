@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from planish.ir.graph import Graph
-from planish.passes.prune.channels import IndexGraph
 from planish.passes.prune.cut import cut
 from planish.passes.prune.groups import Groups
+from planish.passes.prune.index.index_graph import IndexGraph
 from planish.passes.prune.proof import Snapshot, prove
 
 

@@ -11,12 +11,12 @@ from torch import nn
 from planish.ir import rewrite
 from planish.ir.capture import capture
 from planish.ir.errors import VerifyError
-from planish.passes.prune import rules
-from planish.passes.prune.channels import IndexGraph
 from planish.passes.prune.cut import cut
 from planish.passes.prune.groups import Groups
+from planish.passes.prune.index import rules
+from planish.passes.prune.index.index_graph import IndexGraph
+from planish.passes.prune.index.rules.table import replace_dim
 from planish.passes.prune.proof import TOLERANCE, Snapshot, prove
-from planish.passes.prune.rules.table import replace_dim
 
 
 class GroupedTransposed(nn.Module):

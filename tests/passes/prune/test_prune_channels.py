@@ -17,7 +17,7 @@ from planish.ir.graph import Graph
 from planish.ir.verify import verify
 from planish.passes.base import Context, Fuel
 from planish.passes.fold_batch_norm import FoldBatchNorm
-from planish.passes.prune import rules
+from planish.passes.prune.index import rules
 from planish.passes.prune.prune_channels import PruneChannels
 
 

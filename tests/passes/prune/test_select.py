@@ -12,10 +12,12 @@ from torch import nn
 from planish.ir.capture import capture
 from planish.ir.cost import cost
 from planish.ir.errors import UsageError
-from planish.passes.prune.channels import IndexGraph
+from planish.passes.prune.budget import MacCounter
 from planish.passes.prune.cut import cut
-from planish.passes.prune.groups import Groups, MacCounter
-from planish.passes.prune.importance import CRITERIA
+from planish.passes.prune.groups import Groups
+from planish.passes.prune.index.index_graph import IndexGraph
+from planish.passes.prune.score.criteria import CRITERIA
+from planish.passes.prune.score.importance import importance
 from planish.passes.prune.select import Rounding, Selector, by_macs, by_ratio, damage
 
 
@@ -47,7 +49,7 @@ def groups_of(name: str) -> Groups:
 def selector_of(name: str, scope: str = "layer", rounding: Rounding | None = None) -> Selector:
     groups = groups_of(name)
     savings = MacCounter(groups).savings(groups)
-    return Selector(groups, groups.scores(CRITERIA["l1"]), scope, rounding or Rounding(), savings)
+    return Selector(groups, importance(groups, CRITERIA["l1"]), scope, rounding or Rounding(), savings)
 
 
 @pytest.mark.parametrize("batch", [1, 4])
@@ -75,7 +77,7 @@ def test_scores_are_mean_magnitudes_relative_to_the_family():
     # float64 sums in another order: 1e-12 is rounding
     for name, parts in (("l1", l1), ("l2", l2)):
         expected = sum(part / part.mean() for part in parts) / 2
-        np.testing.assert_allclose(groups.scores(CRITERIA[name])[channels], expected, rtol=1e-12)
+        np.testing.assert_allclose(importance(groups, CRITERIA[name])[channels], expected, rtol=1e-12)
 
 
 def test_vectors_speak_for_groups_without_a_matrix():
@@ -88,7 +90,7 @@ def test_vectors_speak_for_groups_without_a_matrix():
             return (x.mean(1, keepdim=True) * self.scale).mean(1)
 
     groups = Groups(IndexGraph(capture(Scaled(), torch.randn(2, 5))))
-    assert groups.scores(CRITERIA["l1"]).tolist() == [1.5, 0.5, 1.0, 1.0]
+    assert importance(groups, CRITERIA["l1"]).tolist() == [1.5, 0.5, 1.0, 1.0]
 
 
 def test_families_of_a_residual_net():
@@ -175,7 +177,7 @@ def test_an_emptied_layer_is_named():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 2))
     groups = Groups(IndexGraph(capture(model, torch.randn(2, 5))))
-    scores = groups.scores(CRITERIA["l1"])
+    scores = importance(groups, CRITERIA["l1"])
     message = (
         "prune-channels: '0' has 6 output channels, ratio 0.5 rounded to 8 leaves 0; "
         "lower 'ratio' or list the layer in 'keep'."

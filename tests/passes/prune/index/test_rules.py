@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from planish.ir.capture import capture
 from planish.ir.verify import verify
-from planish.passes.prune.channels import IndexGraph
 from planish.passes.prune.groups import Groups
+from planish.passes.prune.index.index_graph import IndexGraph
 
 
 class Between(nn.Module):

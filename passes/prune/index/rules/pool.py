@@ -4,7 +4,7 @@ import re
 
 from torch import fx
 
-from ....ir.ops import op_name
+from .....ir.ops import op_name
 from ..constraints import Constraints, extents
 from ..relation import Dims
 from .elementwise import pointwise

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import fx
 
-from planish.passes.prune.components import FREE, Components
-from planish.passes.prune.factors import solve
-from planish.passes.prune.relation import NoRule, Relation
+from planish.passes.prune.index.components import FREE, Components
+from planish.passes.prune.index.factors import solve
+from planish.passes.prune.index.relation import NoRule, Relation
 
 
 def node() -> fx.Node:

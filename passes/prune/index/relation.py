@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from torch import fx
 
-from ...ir.ops import op_name
+from ....ir.ops import op_name
 
 Dim = np.ndarray  # the atoms of one dim, in order
 Dims = list[np.ndarray]  # the dims of one tensor

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 import torch
 from torch import fx
 
-from ...ir.graph import Graph
-from ...ir.ops import arguments, describe, has_schema, is_getitem, op_name, tensors
+from ....ir.graph import Graph
+from ....ir.ops import arguments, describe, has_schema, is_getitem, op_name, tensors
 from .constraints import Constraints, extents
 from .factors import solve
 from .relation import Dim, Dims, NoRule

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from ....ir.ops import op_name
+from .....ir.ops import op_name
 from ..constraints import Constraints
 from ..relation import Dims
 
 if TYPE_CHECKING:
-    from ..cut import Cut
+    from ...cut import Cut
 
 Call = SimpleNamespace
 Rule = Callable[[Constraints, fx.Node, Call], Dims | list[Dims]]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from ....ir.ops import op_name
+from .....ir.ops import op_name
 from ..constraints import Constraints, extents
 from ..relation import Dim, Dims, NoRule
 from .table import Call, refit, replace_dim, rule

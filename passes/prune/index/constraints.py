@@ -8,8 +8,8 @@ from typing import TypeGuard
 import numpy as np
 from torch import fx
 
-from ...ir.ops import is_op, tensors
-from ...ir.shapes import size
+from ....ir.ops import is_op, tensors
+from ....ir.shapes import size
 from .relation import Dim, Dims, NoRule, Relation
 
 # What may stand between a weight and the layer that it belongs to.

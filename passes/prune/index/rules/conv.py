@@ -2,7 +2,7 @@
 
 from torch import fx
 
-from ....ir.ops import CONVS, TRANSPOSED_CONVS
+from .....ir.ops import CONVS, TRANSPOSED_CONVS
 from ..constraints import Constraints, extents
 from ..relation import Dim, Dims
 from .table import Call, refit, rule
