@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 
 from .graph import Graph
-from .ops import CONVS, TRANSPOSED_CONVS, arguments, is_view, op_name, tensors, writes
+from .liveness import Liveness
+from .ops import CONVS, TRANSPOSED_CONVS, arguments, op_name, tensors
 from .shapes import concrete
 
 
@@ -134,32 +135,15 @@ _MACS: dict[str, Callable[[fx.Node, int], int]] = {
 def _node_cost(graph: Graph, node: fx.Node, batch: int) -> NodeCost:
     weights = {id(t): t for n in node.all_input_nodes if n.op == "get_attr" for t in [graph.weight(n)]}
     weight_bytes = sum(t.numel() * t.element_size() for t in weights.values() if isinstance(t, torch.Tensor))
-    output_bytes = _value_bytes(node.meta.get("val"), batch)
-    return NodeCost(node.name, op_name(node), macs(node, batch), weight_bytes, output_bytes)
+    return NodeCost(node.name, op_name(node), macs(node, batch), weight_bytes, value_bytes(node, batch))
 
 
-def _value_bytes(value: Any, batch: int) -> int:
-    return sum(math.prod(concrete(s, batch) for s in t.shape) * t.dtype.itemsize for t in tensors(value))
+def value_bytes(node: fx.Node, batch: int) -> int:
+    """Bytes of all tensors that a node yields."""
+    return sum(math.prod(concrete(s, batch) for s in t.shape) * t.dtype.itemsize for t in tensors(node.meta.get("val")))
 
 
 def _peak_bytes(graph: Graph, batch: int) -> int:
-    """Liveness over graph order: a value dies after the last reader of it or of a view of it."""
-    order = [n for n in graph.nodes if n.op in ("placeholder", "call_function", "output")]
-    owner: dict[fx.Node, fx.Node] = {}
-    last: dict[fx.Node, int] = {}
-    for at, node in enumerate(order):
-        viewed = node.op == "call_function" and (is_view(node) or writes(node)) and node.all_input_nodes[0] in owner
-        owner[node] = owner[node.all_input_nodes[0]] if viewed else node
-        for read in [node, *node.all_input_nodes]:
-            if read in owner:
-                last[owner[read]] = at
-    alive = peak = 0
-    ends: dict[int, int] = {}
-    for at, node in enumerate(order):
-        if owner[node] is node and node.op != "output":
-            size = _value_bytes(node.meta.get("val"), batch)
-            alive += size
-            ends[last[node]] = ends.get(last[node], 0) + size
-        peak = max(peak, alive)
-        alive -= ends.get(at, 0)
-    return peak
+    """The most that is in use at once: a value dies after the last reader of it or of a view of it."""
+    live = Liveness.of(graph)
+    return int(live.profile(np.array([value_bytes(n, batch) for n in live.owners], np.int64)).max(initial=0))

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -85,9 +86,11 @@ def extent_text(extent: int | torch.SymInt, names: dict[Any, str]) -> int | str:
 
 def concrete(extent: int | torch.SymInt, batch: int = 1) -> int:
     """An extent as a number for one batch size: every symbol that is a batch becomes `batch`."""
-    if not isinstance(extent, torch.SymInt):
-        return int(extent)
-    expression = extent.node.expr
+    return _substituted(extent.node.expr, batch) if isinstance(extent, torch.SymInt) else int(extent)
+
+
+@lru_cache(maxsize=4096)
+def _substituted(expression: Any, batch: int) -> int:
     return int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
 
 
