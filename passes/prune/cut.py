@@ -11,10 +11,12 @@ from torch import fx
 
 from ...ir import rewrite
 from ...ir.graph import set_call_argument
-from ...ir.ops import arguments, has_schema, op_name
+from ...ir.ops import arguments
 from .index.index_graph import IndexGraph
 from .index.relation import Dim, Dims
-from .index.rules import REFITS
+from .index.rules import find_refit
+from .index.rules.shuffle import Shuffle
+from .survivors import Survivors
 
 
 class Cut:
@@ -55,6 +57,18 @@ class Cut:
         """Make the node another call with the same results; its identity is kept for the proof."""
         node.target, node.args, node.kwargs = target, args, {}
 
+    def select(self, node: fx.Node, source: fx.Node, at: int, positions: np.ndarray) -> None:
+        """Make the node a choice of these positions (before the cut) of a dim of `source`, whatever it was."""
+        dim = self.dims(source)[at]
+        rank = np.cumsum(self.alive[dim]) - 1
+        kept = torch.from_numpy(rank[positions[self.alive[dim[positions]]]])
+        index = rewrite.add_weight(self.graph, f"{node.name}_index", kept, before=node)
+        self.recast(node, torch.ops.aten.index_select.default, (source, at, index))
+
+    def permute(self, node: fx.Node, shuffle: Shuffle) -> None:
+        if self.is_cut(self.dims(shuffle.source)[shuffle.dim]):
+            self.select(node, shuffle.source, shuffle.dim, shuffle.positions)
+
     def _extent(self, node: fx.Node, value: Any, dim: Dim) -> Any:
         if value == -1 or not self.is_cut(dim):
             return value
@@ -68,30 +82,25 @@ class Cut:
         return value if number == 1 else rewrite.insert(self.graph, function, (value, number), before=before)
 
 
-def cut(index: IndexGraph, alive: np.ndarray) -> None:
+def cut(index: IndexGraph, alive: np.ndarray) -> Survivors:
     """Remove all atoms that are not `alive` from the graph that `index` was made of.
 
+    Returns what is left of the weights, for tensors of their shapes elsewhere (momentum, averages).
     Weights keep their names, ties and `requires_grad`. The graph's types are inferred anew.
     Raises VerifyError where the remaining shapes do not fit together (a rule is wrong).
     """
     removal = Cut(index, alive)
-    for node in list(index.graph.nodes):
-        refit = REFITS.get(op_name(node)) if has_schema(node) else None
-        if refit is not None and node in index.values:
+    for node in [node for node in index.graph.nodes if node in index.values]:
+        if shuffle := index.shuffles.get(node):
+            removal.permute(node, shuffle)
+        elif (refit := find_refit(node)) is not None:
             refit(removal, node, arguments(node))
+    survivors = Survivors.of(index, alive)
     done: set[int] = set()
-    for name, dims in index.weights.items():
+    for name in survivors:
         weight = index.graph.weight(name)
-        if id(weight) not in done and any(removal.is_cut(dim) for dim in dims):
-            rewrite.set_weight(index.graph, name, thin(weight, dims, alive))
+        if id(weight) not in done:
+            rewrite.set_weight(index.graph, name, survivors.take(name, weight))
         done.add(id(index.graph.weight(name)))
     rewrite.finish(index.graph)
-
-
-def thin(tensor: torch.Tensor, dims: Dims, alive: np.ndarray) -> torch.Tensor:
-    """The part of a tensor that survives, as a new tensor without gradient history."""
-    result = tensor.detach()
-    for position, dim in enumerate(dims):
-        if not alive[dim].all():
-            result = result.index_select(position, torch.from_numpy(np.flatnonzero(alive[dim])))
-    return result
+    return survivors

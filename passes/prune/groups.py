@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import gcd, lcm
 
 import numpy as np
-from scipy.sparse import csr_matrix
+from scipy.sparse import csc_array, csr_array
 
 from .index.index_graph import IndexGraph
 from .index.relation import Dim
@@ -31,71 +31,91 @@ class Family:
 class Groups:
     """All free components that hold at least one parameter, numbered 0, 1, ...
 
-    rows       (parameter, position, dim) of every dim of a parameter that has a free atom; tied parameters once
+    rows       (parameter, position, dim) of every dim of a parameter that has an atom of a group; tied parameters once
     families   in the order of their first group
     family     group -> the position of its family
-    number     atom -> its group, or -1
+    number     atom -> its group, or -1; given for groups that are matched anew and for the pieces of groups
     """
 
-    def __init__(self, index: IndexGraph):
+    def __init__(self, index: IndexGraph, number: np.ndarray | None = None):
         self.index = index
-        components = index.components
-        self.rows = self._find_rows(components.is_free)
-        held = np.zeros(len(components.reason), bool)
-        for _, _, row in self.rows:
-            held[components.label[row]] = True
-        held &= components.is_free
-        numbers = np.where(held, np.cumsum(held) - 1, -1)
-        self.count = int(held.sum())
-        self.number = numbers[components.label]
-        self.families = self._find_families()
-        self.family = np.zeros(self.count, int)
-        for position, family in enumerate(self.families):
-            self.family[family.groups] = position
+        self.number = _number_components(index) if number is None else number
+        self.count = int(self.number.max(initial=-1)) + 1
+        self.rows = [row for row in parameter_rows(index) if (self.number[row[2]] >= 0).any()]
+        self.families, self.family = self._find_families()
 
-    def _find_rows(self, is_free: np.ndarray) -> list[tuple[str, int, Dim]]:
-        label = self.index.components.label
-        return [
-            (name, position, dim)
-            for name in self.index.graph.parameters
-            for position, dim in enumerate(self.index.weights[name])
-            if is_free[label[dim]].any()
-        ]
-
-    def _find_families(self) -> tuple[Family, ...]:
+    def _find_families(self) -> tuple[tuple[Family, ...], np.ndarray]:
         """Groups are alike when they have as many indices in the same rows."""
         table = self.incidence([dim for _, _, dim in self.rows]).tocsc()
-        table.sort_indices()
-        members: dict[bytes, list[int]] = {}
-        for group in range(self.count):
-            entries = slice(table.indptr[group], table.indptr[group + 1])
-            key = table.indices[entries].astype(np.int64).tobytes() + table.data[entries].tobytes()
-            members.setdefault(key, []).append(group)
+        family = alike(table)
         families = []
-        for groups in members.values():
+        for groups in members(family):
             entries = slice(table.indptr[groups[0]], table.indptr[groups[0] + 1])
-            rows = [self.rows[i] for i in table.indices[entries]]
+            rows = [self.rows[i] for i in np.sort(table.indices[entries])]
             indices = tuple(sorted({int(count) for count in table.data[entries]}))
-            families.append(Family(self._layer(groups[0], rows), np.array(groups), indices))
-        return tuple(families)
+            families.append(Family(self._layer(int(groups[0]), rows), groups, indices))
+        return tuple(families), family
 
     def _layer(self, group: int, rows: list[tuple[str, int, Dim]]) -> str:
         """The layer that makes these channels, else the first one that holds them."""
         channels = self.index.channels
         makers = [name for name, _, _ in rows if name in channels and (self.number[channels[name]] == group).any()]
-        return layer_name((makers or [rows[0][0]])[0])
+        found = makers or [name for name, _, _ in rows] or ["(no weight)"]  # a piece may be a position and no weight
+        return layer_name(found[0])
 
-    def incidence(self, dims: list[Dim]) -> csr_matrix:
+    def incidence(self, dims: list[Dim]) -> csr_array:
         """[dims, groups]: how many atoms of each dim belong to each group."""
         found = [np.unique(self.number[dim][self.number[dim] >= 0], return_counts=True) for dim in dims]
         rows = np.repeat(np.arange(len(dims)), [len(groups) for groups, _ in found])
         columns = np.concatenate([groups for groups, _ in found] or [np.zeros(0, int)])
         counts = np.concatenate([counts for _, counts in found] or [np.zeros(0, int)])
-        return csr_matrix((counts.astype(np.int64), (rows, columns)), shape=(len(dims), self.count))
+        return csr_array((counts.astype(np.int64), (rows, columns)), shape=(len(dims), self.count))
 
     def alive_atoms(self, alive: np.ndarray) -> np.ndarray:
         """For every atom whether it survives when `alive` says which groups do."""
         return np.append(alive, True)[self.number]
+
+
+def parameter_rows(index: IndexGraph) -> list[tuple[str, int, Dim]]:
+    """(parameter, position, dim) of every dim of every parameter, without dims that stand for others by blocks."""
+    return [
+        (name, position, dim)
+        for name in index.graph.parameters
+        for position, dim in enumerate(index.weights[name])
+        if position != 1 or name not in index.blocked
+    ]
+
+
+def _number_components(index: IndexGraph) -> np.ndarray:
+    """Atom -> the number of its component among the free ones that hold a parameter, or -1."""
+    components = index.components
+    held = np.zeros(len(components.reason), bool)
+    for _, _, dim in parameter_rows(index):
+        held[components.label[dim]] = True
+    held &= components.is_free
+    return np.where(held, np.cumsum(held) - 1, -1)[components.label]
+
+
+def alike(table: csc_array) -> np.ndarray:
+    """Column -> the number of its kind, in the order of first columns: equal columns are of one kind.
+
+    Columns are compared by a 64-bit checksum of (row, count) pairs with fixed random coefficients.
+    """
+    rows = int(table.indices.max(initial=-1)) + 1
+    coefficients = np.random.default_rng(0).integers(1 << 63, size=(rows, 2), dtype=np.uint64)
+    terms = coefficients[table.indices, 0] + coefficients[table.indices, 1] * table.data.astype(np.uint64)
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms, dtype=np.uint64)])  # modulo 2^64
+    checksum = sums[table.indptr[1:]] - sums[table.indptr[:-1]]
+    _, first, kind = np.unique(checksum, return_index=True, return_inverse=True)
+    order = np.empty(len(first), int)
+    order[np.argsort(first, kind="stable")] = np.arange(len(first))
+    return order[kind]
+
+
+def members(kind: np.ndarray) -> list[np.ndarray]:
+    """The positions of each kind, ascending."""
+    order = np.argsort(kind, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(kind))[:-1]) if len(kind) else []
 
 
 def layer_name(weight: str) -> str:

@@ -20,9 +20,9 @@ from torch.fx.node import map_aggregate
 from ...ir.errors import VerifyError
 from ...ir.graph import Graph
 from ...ir.ops import describe, is_op, tensors
-from .cut import thin
 from .index.index_graph import IndexGraph
 from .index.relation import Dims
+from .survivors import Survivors, thin
 
 TOLERANCE = 1e-9
 NOISE = 0.1  # of a weight's root mean square
@@ -75,6 +75,7 @@ class _Proof:
         self.whole, self.index, self.alive, self.seed = whole, index, alive, seed
         self.values: dict[fx.Node, Any] = {}  # of the whole graph, with zeroed operands
         self.cut_values: dict[fx.Node, Any] = {}
+        self.survivors = Survivors.of(index, alive)
         self.worst = 0.0
 
     def run(self) -> float:
@@ -113,7 +114,7 @@ class _Proof:
         shape = [-1 if d == position else 1 for d in range(value.ndim)]
         return value * torch.from_numpy(self.alive[dim]).to(value.dtype).reshape(shape)
 
-    def _run_on_survivors(self, node: fx.Node) -> torch.Tensor:
+    def _run_on_survivors(self, node: fx.Node) -> Any:
         """The cut graph's node on the surviving parts, spread over a value of the full extents.
 
         A parameter that has the extents of the mixed dims is read where those survive: its own map is on trial here.
@@ -129,7 +130,12 @@ class _Proof:
             return thin(self.values[n], mixed if is_parameter else dims, self.alive)
 
         small = _evaluate(_call(node), survivors)
-        (dims,) = self.index.values[node]
+        if isinstance(small, torch.Tensor):
+            return self._spread(small, self.index[node])
+        return [self._spread(part, dims) for part, dims in zip(small, self.index.values[node], strict=True)]
+
+    def _spread(self, small: torch.Tensor, dims: Dims) -> torch.Tensor:
+        """The surviving part of a value in its place among zeros."""
         full = small.new_zeros([len(dim) for dim in dims])
         full[np.ix_(*(np.flatnonzero(self.alive[dim]) for dim in dims))] = small
         return full
@@ -165,7 +171,7 @@ class _Proof:
         weight = self.index.graph.weight(node)
         if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
             return weight
-        noise = self._thin(self._noise(self.whole.weights[str(node.target)]), self.index.values[node])
+        noise = self.survivors.take(str(node.target), self._noise(self.whole.weights[str(node.target)]))
         if noise.shape != weight.shape:
             what = f"weight '{node.target}' was cut to {list(weight.shape)}"
             raise VerifyError(describe(node), what, f"{list(noise.shape)} of its indices survive")
@@ -195,7 +201,10 @@ class _Proof:
     def _compare(self, node: fx.Node) -> None:
         if node not in self.index.values:
             return
-        expected = tensors(self._thin(self.values[node], self.index.values[node]))
+        if node.op == "get_attr":
+            expected = [self.survivors.take(str(node.target), self.values[node])]
+        else:
+            expected = tensors(self._thin(self.values[node], self.index.values[node]))
         for want, got in zip(expected, tensors(self.cut_values[node]), strict=True):
             if want.shape != got.shape:
                 what = f"it yields {list(got.shape)} after the cut"

@@ -1,9 +1,25 @@
 """Choosing live factors: from ties, frozen dims and relations to the final components."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from .components import Components, connect
 from .relation import Dim, Relation
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Components with every relation settled.
+
+    components  what lives and dies together when every dim loses the same digits of its live factor everywhere
+    pieces      the finer components where equal counts are enough (the same object where there is no such relation)
+    loose       the relations whose pieces may be matched anew
+    """
+
+    components: Components
+    pieces: Components
+    loose: tuple[Relation, ...]
 
 
 def solve(
@@ -13,7 +29,7 @@ def solve(
     relations: list[Relation],
     heads: list[Dim],
     reason: int,
-) -> Components:
+) -> Solution:
     """The components of `count` atoms once every relation has its live factors.
 
     frozen   (dim, number of its reason)
@@ -23,7 +39,7 @@ def solve(
     A factor that can give no group is dead. What is then still open is decided one form at a time, by the number of
     groups that stay prunable on the components as they are: ties made elsewhere can make a factor worthless.
     """
-    solver = _Solver(Components(count), list(edges), list(frozen), reason)
+    solver = _Solver(count, edges, frozen, relations, reason)
     pending = [r for r in relations if not solver.close(r)]
     solver.update()
     while pending:
@@ -34,12 +50,15 @@ def solve(
             choose(still_open, solver.components, heads)
         solver.update()
         pending = still_open
-    return solver.components
+    return Solution(solver.components, solver.pieces, tuple(r for r in relations if r.is_loose()))
 
 
 class _Solver:
-    def __init__(self, components: Components, edges: list, frozen: list, reason: int):
-        self.components, self.edges, self.frozen, self.reason = components, edges, frozen, reason
+    def __init__(self, count: int, edges: list, frozen: list, relations: list[Relation], reason: int):
+        self.components = self.pieces = Components(count)
+        if any(r.equal_counts for r in relations):
+            self.pieces = Components(count)
+        self.edges, self.rigid, self.frozen, self.reason = list(edges), list(edges), list(frozen), reason
 
     def close(self, relation: Relation) -> bool:
         """Turn a relation with nothing left to choose into edges. False if it is still open."""
@@ -47,6 +66,7 @@ class _Solver:
         if relation.is_open():
             return False
         self.edges += relation.edges()
+        self.rigid += relation.rigid_edges()
         return True
 
     def has_news(self) -> bool:
@@ -55,7 +75,9 @@ class _Solver:
     def update(self) -> None:
         self.components.merge(self.edges)
         self.components.freeze(self.frozen)
-        self.edges, self.frozen = [], []
+        if self.pieces is not self.components:
+            self.pieces.merge(self.rigid)
+        self.edges, self.rigid, self.frozen = [], [], []
 
 
 def groups_of(relation: Relation, factor: str, components: Components) -> int:

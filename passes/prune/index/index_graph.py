@@ -7,17 +7,19 @@ adds, concatenations, splits, grouped and depthwise convs and tied weights need 
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import fx
 
 from ....ir.graph import Graph
 from ....ir.ops import arguments, describe, has_schema, is_getitem, op_name, tensors
-from .constraints import Constraints, extents
+from .constraints import EXTENT_ONE, Constraints, extents
 from .factors import solve
 from .relation import Dim, Dims, NoRule
 from .rules import find_rule
+from .rules.shuffle import find_shuffles
+from .rules.table import replace_dim
 
-EXTENT_ONE = "there is only one"
 # Ops that read a shape, not data: their inputs stay as prunable as they are.
 SHAPE_READERS = frozenset({"sym_size", "sym_numel", "sym_stride", "_assert_tensor_metadata"})
 
@@ -29,16 +31,21 @@ class IndexGraph(Constraints):
     weights     name -> dims; tied weights share them
     fenced      node -> why it cannot be followed; its region is kept whole
     components  the groups of atoms
+    pieces      the smaller components that equal counts allow to be matched anew, and the `loose` relations that do
+    shuffles    reshape, transpose, reshape of one dim: the last call of each -> what it permutes
+    blocked     weight of a grouped conv -> [blocks, extent]: what its dim 1 stands for in each block of its dim 0
 
     keep: names of weights whose channels all stay.
     """
 
     def __init__(self, graph: Graph, keep: Iterable[str] = ()):
-        super().__init__()
-        self.graph = graph
+        super().__init__(graph)
         self.weights: dict[str, Dims] = {}
         self.fenced: dict[fx.Node, str] = {}
+        self.blocked: dict[str, np.ndarray] = {}
         self._by_tensor: dict[int, Dims] = {}
+        self.shuffles = {shuffle.last: shuffle for shuffle in find_shuffles(graph)}
+        self._inside = {node for shuffle in self.shuffles.values() for node in shuffle.inner}
         for node in graph.nodes:
             self._visit(node)
         self._solve(keep)
@@ -48,7 +55,11 @@ class IndexGraph(Constraints):
             dims = [self.channels[name]] if name in self.channels else self.weights[name]
             self.freeze(dims, "the layer is listed in 'keep'")
         dead = self.reason("no factor of their dim can be thinned alone")
-        self.components = solve(self.count, self.edges, self.frozen, self.relations, self.head_dims, dead)
+        solution = solve(self.count, self.edges, self.frozen, self.relations, self.head_dims, dead)
+        self.components, self.pieces, self.loose = solution.components, solution.pieces, solution.loose
+        for name, (relation, factor) in self.shared.items():
+            if (blocks := relation.blocks_of(factor)) is not None:
+                self.blocked[name] = blocks
         whole = self.reason("all channels of a layer depend on each other")
         dims = [d for value in self.values.values() for tensor in value for d in tensor]
         covered = [(d, whole) for d in {id(d): d for d in dims}.values() if self.components.covers(d)]
@@ -82,7 +93,11 @@ class IndexGraph(Constraints):
             self.values[node] = [dims]
 
     def _call(self, node: fx.Node) -> None:
-        if op_name(node) in SHAPE_READERS or not self.tensor_like(node):
+        if op_name(node) in SHAPE_READERS or node in self._inside or not self.tensor_like(node):
+            return
+        if shuffle := self.shuffles.get(node):
+            x = self[shuffle.source]
+            self.values[node] = [replace_dim(x, shuffle.dim, x[shuffle.dim][shuffle.positions])]
             return
         try:
             self.values[node] = self._apply_rule(node)

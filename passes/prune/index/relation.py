@@ -24,9 +24,11 @@ class Relation:
     dim that has this factor. A tensor stays a box only if each dim loses digits of at most one factor: that one is
     *live*, the others are *dead*. A relation is *open* while some dim still has several live factors.
 
-    sizes   factor -> its number of digits
-    views   (dim, its factors, the most significant first)
-    dead    factors that never lose a digit
+    sizes         factor -> its number of digits
+    views         (dim, its factors, the most significant first)
+    dead          factors that never lose a digit
+    equal_counts  factors that, once they are live, may lose different digits along the dead factors they are repeated
+                  over, as long as it is equally many: group 0 of a grouped conv its inputs 1 and 2, group 1 its 0 and 3
     """
 
     def __init__(
@@ -35,8 +37,10 @@ class Relation:
         sizes: dict[str, int],
         views: Iterable[tuple[Dim, Sequence[str]]],
         dead: Iterable[str] = (),
+        equal_counts: Iterable[str] = (),
     ):
         self.node = node
+        self.equal_counts = frozenset(equal_counts)
         self.sizes = sizes
         self.dead = {*dead, *(f for f, size in sizes.items() if size == 1)}
         self.views = [(dim, tuple(f for f in factors if sizes[f] > 1)) for dim, factors in views]
@@ -78,8 +82,39 @@ class Relation:
     def edges(self) -> Iterator[tuple[Dim, Dim]]:
         """The ties of a relation that is not open: atoms that hold the same digit of a live factor."""
         for factor in self.live_factors():
-            boxes = self.slices(factor)
-            for box in boxes:
+            yield from self._digit_edges(factor)
+
+    def rigid_edges(self) -> Iterator[tuple[Dim, Dim]]:
+        """The ties that hold even where equal counts are enough: between dims of the same factors."""
+        for factor in self.live_factors():
+            if factor not in self.equal_counts:
+                yield from self._digit_edges(factor)
+                continue
+            first: dict[tuple[str, ...], Dim] = {}
+            for dim, factors in self.views:
+                if factor in factors and first.setdefault(factors, dim) is not dim:
+                    yield first[factors], dim
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Arrays [blocks, digits] of atoms, each row of which must lose as many atoms as every other."""
+        for factor in self.live_factors():
+            if factor in self.equal_counts:
+                yield from self.slices(factor)
+
+    def blocks_of(self, factor: str) -> np.ndarray | None:
+        """[blocks, digits] of the dim that repeats a live factor with equal counts; None if there is none."""
+        if factor not in self.equal_counts or factor in self.dead:
+            return None
+        return next((rows for rows in self.slices(factor) if len(rows) > 1), None)
+
+    def is_loose(self) -> bool:
+        """Equal counts are enough somewhere in it."""
+        return any(len(rows) > 1 for rows in self.blocks())
+
+    def _digit_edges(self, factor: str) -> Iterator[tuple[Dim, Dim]]:
+        boxes = self.slices(factor)
+        for box in boxes:
+            if box is not boxes[0] or len(box) > 1:
                 yield box.ravel(), np.broadcast_to(boxes[0][0], box.shape).ravel()
 
     def newly_dead_dims(self) -> list[Dim]:

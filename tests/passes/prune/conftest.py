@@ -11,6 +11,7 @@ from planish.passes.prune.cut import cut
 from planish.passes.prune.groups import Groups
 from planish.passes.prune.index.index_graph import IndexGraph
 from planish.passes.prune.proof import Snapshot, prove
+from planish.passes.prune.rematch import pieces_of, rematch
 
 
 @dataclass
@@ -28,6 +29,8 @@ def cut_at_random() -> Callable[[Graph, int], RandomCut]:
     def cut_graph(graph: Graph, seed: int) -> RandomCut:
         whole, index = Snapshot.of(graph), IndexGraph(graph)
         groups, rng = Groups(index), np.random.default_rng(seed)
+        pieces = pieces_of(groups)
+        groups = rematch(groups, pieces, rng.random(pieces.count))
         alive = np.ones(groups.count, bool)
         for family in groups.families:
             gone = rng.permutation(family.groups)[: (len(family.groups) + 1) // 2]

@@ -1,7 +1,7 @@
 """One file per op family; importing this package fills the table."""
 
-from . import attention, combine, conv, elementwise, linear, norm, pool, shape
-from .table import REFITS, RULES, find_rule, refit, rule
+from . import attention, combine, conv, elementwise, linear, lookup, norm, pool, recurrent, shape, shuffle
+from .table import REFITS, RULES, find_refit, find_rule, refit, rule
 
 __all__ = [
     "REFITS",
@@ -10,11 +10,15 @@ __all__ = [
     "combine",
     "conv",
     "elementwise",
+    "find_refit",
     "find_rule",
     "linear",
+    "lookup",
     "norm",
     "pool",
+    "recurrent",
     "refit",
     "rule",
     "shape",
+    "shuffle",
 ]

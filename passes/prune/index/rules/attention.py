@@ -1,4 +1,4 @@
-"""Attention: heads, grouped-query heads and head dims; softmax; embedding tables."""
+"""Attention: heads, grouped-query heads and head dims; softmax."""
 
 from torch import fx
 
@@ -34,17 +34,8 @@ def scale(cut, node: fx.Node, call: Call) -> None:
         cut.set(node, "scale", len(head_dim) ** -0.5)
 
 
-@rule("softmax", "log_softmax", "cumsum", "_softmax", "_log_softmax")
+@rule("softmax", "log_softmax", "cumsum", "cumprod", "logcumsumexp", "_softmax", "_log_softmax")
 def over_one_dim(index: Constraints, node: fx.Node, call: Call) -> Dims:
     x = index[call.self]
     index.freeze([x[call.dim]] if x else [], "softmax or a running sum goes over them")
     return x
-
-
-@rule("embedding")
-def embedding(index: Constraints, node: fx.Node, call: Call) -> Dims:
-    """`weight[vocabulary, features]`."""
-    vocabulary, features = index[call.weight]
-    index.freeze([vocabulary], "they are a vocabulary")
-    index.produce(call.weight, features)
-    return [*index[call.indices], features]

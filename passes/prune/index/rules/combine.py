@@ -57,27 +57,28 @@ def _span(node: fx.Node, call: SimpleNamespace) -> slice:
         bounds = slice(call.start, call.end, call.step)
     else:
         bounds = slice(call.start, call.start + call.length)
-    if isinstance(bounds.start, fx.Node) or isinstance(bounds.stop, fx.Node):
-        raise NoRule("its bounds are symbolic")
+    for bound in (bounds.start, bounds.stop):
+        _number(bound)
     return bounds
 
 
 @rule("slice", "narrow")
 def take_range(index: Constraints, node: fx.Node, call: Call) -> Dims:
     x = index[call.self]
-    at, bounds = call.dim % len(x), _span(node, call)
-    if bounds.step not in (None, 1):
-        index.freeze([x[at]], "they are read with a stride")
-    return replace_dim(x, at, x[at][bounds])
+    at = call.dim % len(x)
+    return replace_dim(x, at, x[at][_span(node, call)])
 
 
 @refit("slice", "narrow")
 def range_bounds(cut, node: fx.Node, call: Call) -> None:
-    dim: Dim = cut.dims(call.self)[call.dim % len(cut.dims(call.self))]
-    if not cut.is_cut(dim):
+    x = cut.dims(call.self)
+    at = call.dim % len(x)
+    if not cut.is_cut(x[at]):
         return
-    first, last, _ = _span(node, call).indices(len(dim))
-    start, length = cut.count(dim[:first]), cut.count(dim[first:last])
+    first, last, step = _span(node, call).indices(len(x[at]))
+    if step != 1:
+        return cut.select(node, call.self, at, np.arange(first, last, step))
+    start, length = cut.count(x[at][:first]), cut.count(x[at][first:last])
     cut.set(node, "start", start)
     if op_name(node) == "slice":
         cut.set(node, "end", start + length)
@@ -85,20 +86,82 @@ def range_bounds(cut, node: fx.Node, call: Call) -> None:
         cut.set(node, "length", length)
 
 
-@rule("select", "unbind", "index_select", "flip", "roll")
-def take_positions(index: Constraints, node: fx.Node, call: Call) -> Dims | list[Dims]:
-    """A dim that is read by position stays whole."""
+@rule("select")
+def select(index: Constraints, node: fx.Node, call: Call) -> Dims:
+    """The one index that is read stays."""
     x = index[call.self]
-    chosen = [call.dim] if hasattr(call, "dim") else call.dims or range(len(x))  # a roll without dims is of all
-    index.freeze([x[d] for d in chosen], f"{op_name(node)} reads them by position")
-    if op_name(node) in ("flip", "roll"):
-        return x
     at = call.dim % len(x)
-    if op_name(node) == "unbind":
-        return [replace_dim(x, at) for _ in extents(node)]
-    if op_name(node) == "select":
-        return replace_dim(x, at)
-    return replace_dim(x, at, *index.new_frozen([extents(node)[0][at]], "they are chosen by position"))
+    if isinstance(call.index, fx.Node):
+        raise NoRule("its index is symbolic")
+    index.freeze([x[at][call.index % len(x[at])][None]], "select reads them by position")
+    return replace_dim(x, at)
+
+
+@refit("select")
+def selected(cut, node: fx.Node, call: Call) -> None:
+    dim: Dim = cut.dims(call.self)[call.dim % len(cut.dims(call.self))]
+    if cut.is_cut(dim):
+        cut.set(node, "index", cut.count(dim[: call.index % len(dim)]))
+
+
+@rule("unbind")
+def unbind(index: Constraints, node: fx.Node, call: Call) -> list[Dims]:
+    x = index[call.self]
+    index.freeze([x[call.dim]], "unbind reads them by position")
+    return [replace_dim(x, call.dim % len(x)) for _ in extents(node)]
+
+
+@rule("index_select")
+def choose(index: Constraints, node: fx.Node, call: Call) -> Dims:
+    """A constant index renames: the chosen indices are those of the input, in another order or several times."""
+    x = index[call.self]
+    at = call.dim % len(x)
+    positions = index.constant(call.index)
+    if positions is None:
+        index.freeze([x[at]], "they are chosen by an index that is computed")
+        return replace_dim(x, at, *index.new_frozen([extents(node)[0][at]], "they are chosen by position"))
+    return replace_dim(x, at, x[at][positions])
+
+
+@refit("index_select")
+def chosen(cut, node: fx.Node, call: Call) -> None:
+    at = call.dim % len(cut.dims(call.self))
+    if cut.is_cut(cut.dims(call.self)[at]):
+        cut.select(node, call.self, at, cut.index.constant(call.index))
+
+
+@rule("flip")
+def reverse(index: Constraints, node: fx.Node, call: Call) -> Dims:
+    x = index[call.self]
+    flipped = {d % len(x) for d in call.dims}
+    return [dim[::-1] if d in flipped else dim for d, dim in enumerate(x)]
+
+
+@rule("roll")
+def roll(index: Constraints, node: fx.Node, call: Call) -> Dims:
+    """The last `shift` indices come first. Without dims a roll is of the flattened tensor."""
+    x = list(index[call.self])
+    if not call.dims:
+        index.freeze(x, "roll reads them by position")
+        return x
+    for at, shift in zip(call.dims, call.shifts, strict=True):
+        if not index.is_fixed(x[at]):
+            x[at] = np.roll(x[at], _number(shift))
+    return x
+
+
+@refit("roll")
+def shifts(cut, node: fx.Node, call: Call) -> None:
+    x = cut.dims(call.self)
+    if any(cut.is_cut(x[at]) for at in call.dims):
+        moved = [cut.count(x[at][len(x[at]) - s % len(x[at]) :]) for at, s in zip(call.dims, call.shifts, strict=True)]
+        cut.set(node, "shifts", moved)
+
+
+def _number(value: int | fx.Node) -> int:
+    if isinstance(value, fx.Node):
+        raise NoRule("its bounds are symbolic")
+    return value
 
 
 def _margins(call: Call, rank: int) -> Iterator[tuple[int, int, int]]:

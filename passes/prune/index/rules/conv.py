@@ -14,7 +14,8 @@ def convolution(index: Constraints, node: fx.Node, call: Call) -> Dims:
     x, weight = index[call.input], index[call.weight]
     channel = len(x) - len(weight) + 1
     sizes = {"group": call.groups, "in": len(weight[1]), "out": len(weight[0]) // call.groups}
-    index.relate(node, sizes, (x[channel], ("group", "in")), (weight[0], ("group", "out")), (weight[1], ("in",)))
+    views = ((x[channel], ("group", "in")), (weight[0], ("group", "out")), (weight[1], ("in",)))
+    index.relate(node, sizes, *views, equal_counts=("in", "out"), shared=(call.weight, "in"))
     return _finish(index, node, call, weight[0])
 
 
@@ -25,14 +26,9 @@ def transposed_convolution(index: Constraints, node: fx.Node, call: Call) -> Dim
     channel = len(x) - len(weight) + 1
     sizes = {"group": call.groups, "in": len(weight[0]) // call.groups, "out": len(weight[1])}
     (out,) = index.new([call.groups * len(weight[1])]) if call.groups > 1 else [weight[1]]
-    index.relate(
-        node,
-        sizes,
-        (x[channel], ("group", "in")),
-        (weight[0], ("group", "in")),
-        (out, ("group", "out")),
-        (weight[1], ("out",)),
-    )
+    inputs = ((x[channel], ("group", "in")), (weight[0], ("group", "in")))
+    outputs = ((out, ("group", "out")), (weight[1], ("out",)))
+    index.relate(node, sizes, *inputs, *outputs, equal_counts=("in", "out"), shared=(call.weight, "out"))
     return _finish(index, node, call, out)
 
 

@@ -1,10 +1,11 @@
 """Ops that treat every element alone: arithmetic, activations, comparisons, copies, dropout, constants."""
 
+import numpy as np
 from torch import fx
 
 from ..constraints import Constraints, extents
 from ..relation import Dims
-from .table import Call, refit, rule
+from .table import Call, refit, replace_dim, rule
 
 # Every op that PyTorch tags as pointwise has this rule too.
 UNTAGGED = ("pointwise", "hardswish", "relu6", "where", "copy", "fill", "zero", "floor_divide", "__and__", "__or__")
@@ -18,9 +19,10 @@ def pointwise(index: Constraints, node: fx.Node, call: Call) -> Dims:
     result: Dims = []
     for position, extent in zip(range(-len(shape), 0), shape, strict=True):
         same = [x[position] for x in inputs if len(x) >= -position and len(x[position]) == extent]
+        same.sort(key=lambda dim: not index.is_fixed(dim))  # what meets a dim that stays is one
         for other in same[1:]:
             index.tie(same[0], other)
-        result += same[:1] or index.new([extent])
+        result += same[:1] or (index.new([extent]) if extent > 1 else [index.one()])
     return result
 
 
@@ -43,6 +45,28 @@ def drop(index: Constraints, node: fx.Node, call: Call) -> Dims:
 )
 def copy(index: Constraints, node: fx.Node, call: Call) -> Dims:
     return index[node.all_input_nodes[0]]
+
+
+@rule("glu")
+def gated(index: Constraints, node: fx.Node, call: Call) -> Dims:
+    """Half of the channels gate the other half."""
+    x = index[call.self]
+    at = call.dim % len(x)
+    values, gates = np.split(x[at], 2)
+    index.tie(values, gates)
+    return replace_dim(x, at, values)
+
+
+@rule("arange", "linspace", "logspace", "eye", "rand", "randn", "randint", "randperm", "tril_indices", "triu_indices")
+def enumerated(index: Constraints, node: fx.Node, call: Call) -> Dims:
+    return index.new_frozen(extents(node)[0], "they are made of their positions")
+
+
+@rule("tril", "triu")
+def triangle(index: Constraints, node: fx.Node, call: Call) -> Dims:
+    x = index[call.self]
+    index.freeze(x[-2:], "they are masked by position")
+    return x
 
 
 @rule("fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import fx
 
 from ..constraints import Constraints
-from ..relation import Dims
+from ..relation import Dims, NoRule
 from .table import Call, rule
 
 
@@ -43,6 +43,42 @@ def matrix_product(index: Constraints, node: fx.Node, call: Call) -> Dims:
     if columns == 2:
         index.produce(right, index[right][1])
     return result
+
+
+@rule("einsum")
+def einsum(index: Constraints, node: fx.Node, call: Call) -> Dims:
+    terms, arrow, result = call.equation.replace(" ", "").partition("->")
+    specs = [_spelled(term, len(index[x])) for term, x in zip(terms.split(","), call.tensors, strict=True)]
+    if any(len(set(spec)) < len(spec) for spec in specs):
+        raise NoRule("it takes a diagonal")
+    if not arrow:  # letters that occur once, in alphabetical order, behind the broadcast ones
+        letters = "".join(specs)
+        result = "".join(sorted((c for c in set(letters) if letters.count(c) == 1), key=lambda c: (c.isalpha(), c)))
+    hidden = max((sum(not c.isalpha() for c in spec) for spec in specs), default=0)
+    return product(index, node, call.tensors, specs, result.replace("...", HIDDEN[len(HIDDEN) - hidden :]))
+
+
+HIDDEN = "12345678"  # the dims behind `...`, as they are aligned: from the last one
+
+
+def _spelled(term: str, rank: int) -> str:
+    """A term with one letter for every dim."""
+    hidden = rank - len(term.replace("...", ""))
+    return term.replace("...", HIDDEN[len(HIDDEN) - hidden :] if hidden else "")
+
+
+@rule("bilinear")
+def bilinear(index: Constraints, node: fx.Node, call: Call) -> Dims:
+    """`weight[out, in1, in2]`."""
+    one, other, weight = index[call.input1], index[call.input2], index[call.weight]
+    index.align(one[:-1], other[:-1])
+    for x, read, source in ((one, weight[1], call.input1), (other, weight[2], call.input2)):
+        index.tie(x[-1], read)
+        index.contract(node, source, -1)
+    if call.bias is not None:
+        index.tie(weight[0], index[call.bias][0])
+    index.produce(call.weight, weight[0])
+    return [*one[:-1], weight[0]]
 
 
 def _letters(batch: str, rank: int, matrix: str) -> str:

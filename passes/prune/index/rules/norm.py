@@ -29,11 +29,12 @@ def over_last_dims(index: Constraints, node: fx.Node, call: Call) -> Dims:
 
 @rule("group_norm")
 def over_groups(index: Constraints, node: fx.Node, call: Call) -> Dims:
-    """Channels are groups x members: whole groups can go, or the same members of every group."""
+    """Channels are groups x members: whole groups can go, or equally many members of every group."""
     x, *parameters = (index[source] for source in index.tensor_inputs(node))
     index.mix(node, [x[1]])
     sizes = {"group": call.num_groups, "member": len(x[1]) // call.num_groups}
-    index.relate(node, sizes, *((dim, ("group", "member")) for dim in (x[1], *(p for (p,) in parameters))))
+    views = [(dim, ("group", "member")) for dim in (x[1], *(p for (p,) in parameters))]
+    index.relate(node, sizes, *views, equal_counts=("member",))
     return x
 
 

@@ -8,7 +8,7 @@ from .....ir.ops import op_name
 from ..constraints import Constraints, extents
 from ..relation import Dims
 from .elementwise import pointwise
-from .table import Call, rule
+from .table import Call, replace_dim, rule
 
 SPATIAL = (
     "max_pool{}d",
@@ -39,13 +39,24 @@ def spatial(index: Constraints, node: fx.Node, call: Call) -> list[Dims]:
     return [[*x[:-rank], *index.new_frozen(shape[-rank:], "they are spatial positions")] for shape in extents(node)]
 
 
+@rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+def sample(index: Constraints, node: fx.Node, call: Call) -> Dims:
+    """`grid[batch, ..., 2 or 3]` holds coordinates."""
+    x, grid = index[call.input], index[call.grid]
+    index.freeze([*x[2:], *grid[1:]], "they are spatial positions")
+    index.tie(x[0], grid[0])
+    return [*x[:2], *grid[1:-1]]
+
+
 # Without an index the result of these is that of the survivors.
-AVERAGES = ("mean", "amax", "amin", "var", "std", "linalg_vector_norm", "max", "min")
+AVERAGES = ("mean", "amax", "amin", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm", "max", "min")
 # Without an index these change their scale or their meaning.
-TOTALS = ("sum", "prod", "any", "all", "argmax", "argmin", "logsumexp")
+TOTALS = ("sum", "prod", "any", "all", "argmax", "argmin", "logsumexp", "median")
+# With a dim given these also say where: an index into a dim that is cut has no meaning.
+POSITIONS = ("max", "min", "median")
 
 
-@rule(*AVERAGES, *TOTALS)
+@rule(*dict.fromkeys((*AVERAGES, *TOTALS)))
 def reduce(index: Constraints, node: fx.Node, call: Call) -> Dims | list[Dims]:
     """The reduced dims become 1 or go. Averages mix them, totals freeze them."""
     x = index[node.all_input_nodes[0]]
@@ -53,16 +64,24 @@ def reduce(index: Constraints, node: fx.Node, call: Call) -> Dims | list[Dims]:
         return pointwise(index, node, call)
     reduced = _reduced(getattr(call, "dim", None), len(x))
     dims = [x[d] for d in sorted(reduced)]
+    several = len(extents(node)) > 1
     if op_name(node) in TOTALS:
         index.freeze(dims, f"{op_name(node)} goes over them")
+    elif several and op_name(node) in POSITIONS:
+        index.freeze(dims, f"{op_name(node)} gives positions among them")
     else:
         index.mix(node, dims)
     keep = getattr(call, "keepdim", False)
-    shape = [index.new([1])[0] if d in reduced else dim for d, dim in enumerate(x) if keep or d not in reduced]
-    several = len(extents(node)) > 1  # max(x, dim) also says where: an index into a dim that is cut has no meaning
-    if several:
-        index.freeze(dims, f"{op_name(node)} gives positions among them")
+    shape = [index.one() if d in reduced else dim for d, dim in enumerate(x) if keep or d not in reduced]
     return [list(shape) for _ in extents(node)] if several else shape
+
+
+@rule("cosine_similarity")
+def similarity(index: Constraints, node: fx.Node, call: Call) -> Dims:
+    one, other = index[call.x1], index[call.x2]
+    index.align(one, other)
+    index.mix(node, [one[call.dim]])
+    return replace_dim(one, call.dim % len(one))
 
 
 def _reduced(dim: int | list[int] | None, rank: int) -> set[int]:

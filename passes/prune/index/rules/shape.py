@@ -18,16 +18,13 @@ def reshape(index: Constraints, node: fx.Node, call: Call) -> Dims:
     (shape,) = extents(node)
     if 0 in shape:
         return index.new_frozen(shape, "the tensor is empty")
-    result: dict[int, Dim] = {i: index.new([1])[0] for i, extent in enumerate(shape) if extent == 1}
+    result: dict[int, Dim] = {i: index.one() for i, extent in enumerate(shape) if extent == 1}
     old = [dim for dim in index[node.all_input_nodes[0]] if len(dim) > 1]
     todo = [i for i, extent in enumerate(shape) if extent > 1]
     while old:
         block, places = _next_block(old, todo, shape)
-        rename = len(block) == len(places) == 1
-        new = block if rename else index.new([shape[i] for i in places])
+        new = block if len(block) == len(places) == 1 else _regroup(index, node, block, [shape[i] for i in places])
         result.update(zip(places, new, strict=True))
-        if not rename:
-            _regroup(index, node, block, new)
     return [result[i] for i in range(len(shape))]
 
 
@@ -45,21 +42,18 @@ def _next_block(old: Dims, todo: list[int], shape: list[int]) -> tuple[Dims, lis
     return block, places
 
 
-def _regroup(index: Constraints, node: fx.Node, old: Dims, new: Dims) -> None:
-    """Relate both sides over their common factors, cut where a dim of either side ends."""
-    ends = [[1, *(int(e) for e in np.cumprod([len(dim) for dim in dims]))] for dims in (old, new)]
+def _regroup(index: Constraints, node: fx.Node, old: Dims, shape: list[int]) -> Dims:
+    """New dims for a block, related to the old ones over their common factors, cut where a dim of either side ends."""
+    ends = [[1, *(int(e) for e in np.cumprod(extents))] for extents in ([len(dim) for dim in old], shape)]
     cuts = sorted({*ends[0], *ends[1]})
     if any(high % low for low, high in pairwise(cuts)):
-        index.freeze([*old, *new], "they are reshaped without common factors")
-        return
-    factors = [f"factor {i}" for i in range(len(cuts) - 1)]
-    sizes = {f: high // low for f, (low, high) in zip(factors, pairwise(cuts), strict=True)}
-    views = [
-        (dim, factors[cuts.index(low) : cuts.index(high)])
-        for dims, bounds in zip((old, new), ends, strict=True)
-        for dim, (low, high) in zip(dims, pairwise(bounds), strict=True)
-    ]
-    index.relate(node, sizes, *views)
+        why = "they are reshaped without common factors"
+        index.freeze(old, why)
+        return index.new_frozen(shape, why)
+    sizes = {f"factor {i}": high // low for i, (low, high) in enumerate(pairwise(cuts))}
+    names = list(sizes)
+    before, after = ([names[cuts.index(low) : cuts.index(high)] for low, high in pairwise(end)] for end in ends)
+    return index.renumber(node, sizes, list(zip(old, before, strict=True)), after)
 
 
 @refit("view", "_unsafe_view")
@@ -83,7 +77,16 @@ def permute(index: Constraints, node: fx.Node, call: Call) -> Dims:
     return [index[call.self][d] for d in call.dims]
 
 
-@rule("transpose", "swapaxes", "t", "mT", "adjoint", "numpy_T")
+@rule("movedim", "moveaxis")
+def move(index: Constraints, node: fx.Node, call: Call) -> Dims:
+    x = index[call.self]
+    source, destination = ([v] if isinstance(v, int) else v for v in (call.source, call.destination))
+    moved = {d % len(x): s % len(x) for s, d in zip(source, destination, strict=True)}
+    rest = iter(i for i in range(len(x)) if i not in moved.values())
+    return [x[moved[i] if i in moved else next(rest)] for i in range(len(x))]
+
+
+@rule("transpose", "swapaxes", "swapdims", "t", "mT", "adjoint", "numpy_T")
 def transpose(index: Constraints, node: fx.Node, call: Call) -> Dims:
     result = list(index[node.all_input_nodes[0]])
     if len(result) > 1:
@@ -92,7 +95,7 @@ def transpose(index: Constraints, node: fx.Node, call: Call) -> Dims:
     return result
 
 
-@rule("expand", "expand_as")
+@rule("expand", "expand_as", "broadcast_to")
 def expand(index: Constraints, node: fx.Node, call: Call) -> Dims:
     """A broadcast dim is new and as prunable as what it meets."""
     (shape,) = extents(node)
@@ -102,12 +105,12 @@ def expand(index: Constraints, node: fx.Node, call: Call) -> Dims:
     return [x[i - lead] if keep else index.new([shape[i]])[0] for i, keep in enumerate(kept)]
 
 
-@refit("expand")
+@refit("expand", "broadcast_to")
 def expand_size(cut, node: fx.Node, call: Call) -> None:
     cut.resize(node, "size", cut.dims(node))
 
 
-@rule("repeat")
+@rule("repeat", "tile")
 def repeat(index: Constraints, node: fx.Node, call: Call) -> Dims:
     """Copies of the whole dim, one after the other."""
     (shape,) = extents(node)

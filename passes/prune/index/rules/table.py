@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from .....ir.ops import op_name
+from .....ir.ops import has_schema, op_name
 from ..constraints import Constraints
 from ..relation import Dims
 
@@ -54,6 +54,10 @@ def find_rule(node: fx.Node) -> Rule | None:
     """The rule of an ATen call; every op that PyTorch tags as pointwise has the elementwise one."""
     tags: Any = getattr(node.target, "tags", ())
     return RULES.get(op_name(node)) or (RULES["pointwise"] if torch.Tag.pointwise in tags else None)
+
+
+def find_refit(node: fx.Node) -> Refit | None:
+    return REFITS.get(op_name(node)) if has_schema(node) else None
 
 
 def replace_dim(dims: Dims, position: int, *new: Any) -> Dims:

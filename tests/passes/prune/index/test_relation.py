@@ -86,14 +86,14 @@ def test_a_relation_refuses_extents_that_are_no_products():
 def test_solve_takes_the_factor_that_leaves_the_most_groups():
     (wide,) = dims(12)
     relation = Relation(node(), {"few": 2, "many": 6}, [(wide, ("few", "many"))])
-    label = solve(12, [], [], [relation], [], 0).label
+    label = solve(12, [], [], [relation], [], 0).components.label
     assert partition(label) == {frozenset({i, i + 6}) for i in range(6)}
 
 
 def test_solve_prefers_heads():
     wide, heads = dims(12, 2)
     relation = Relation(node(), {"head": 2, "inside": 6}, [(wide, ("head", "inside")), (heads, ("head",))])
-    label = solve(14, [], [], [relation], [heads], 0).label
+    label = solve(14, [], [], [relation], [heads], 0).components.label
     assert partition(label) == {frozenset({*range(6 * h, 6 * h + 6), 12 + h}) for h in range(2)}
 
 
@@ -102,6 +102,6 @@ def test_solve_drops_a_factor_that_other_ties_make_trivial():
     wide, other = dims(12, 6)
     relation = Relation(node(), {"few": 2, "many": 6}, [(wide, ("few", "many")), (other, ("many",))])
     edges = [(other[:-1], other[1:])]
-    components = solve(18, edges, [], [relation], [], 4)
+    components = solve(18, edges, [], [relation], [], 4).components
     assert partition(components.label[wide]) == {frozenset(range(6)), frozenset(range(6, 12))}
     assert set(components.reason[components.label[other]]) == {4}

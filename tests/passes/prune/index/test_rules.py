@@ -33,13 +33,16 @@ class Between(nn.Module):
 
 
 class Op(nn.Module):
-    """A function as a module, with submodules of its own."""
+    """A function as a module, with submodules and buffers of its own."""
 
-    def __init__(self, function, **modules: nn.Module):
+    def __init__(self, function, **parts: nn.Module | Tensor):
         super().__init__()
         self.function = function
-        for name, module in modules.items():
-            self.add_module(name, module)
+        for name, part in parts.items():
+            if isinstance(part, nn.Module):
+                self.add_module(name, part)
+            else:
+                self.register_buffer(name, part)
 
     def forward(self, *args: Tensor) -> Tensor:
         return self.function(self, *args)
@@ -102,6 +105,12 @@ def settled(module: nn.Module) -> nn.Module:
     return module
 
 
+def by_hand(module: nn.Module, x: Tensor) -> Tensor:
+    """Channel shuffle as ShuffleNet writes it."""
+    b, c, h, w = x.shape
+    return x.view(b, 3, c // 3, h, w).transpose(1, 2).contiguous().view(b, c, h, w)
+
+
 @dataclass
 class Case:
     make: Callable[[], nn.Module]
@@ -116,11 +125,18 @@ def image(channels: int, op, groups: int, read: int | None = None) -> Case:
     return Case(lambda: Between(channels, op() if isinstance(op, type) else op, read), IMAGE, groups)
 
 
+def recurrent(module: nn.Module, groups: int, read: int) -> Case:
+    return Case(lambda: Sequence(8, Op(lambda m, x: m.cell(x)[0], cell=module), read), SEQUENCE, groups)
+
+
 CASES = {
     # conv
     "conv1d": Case(lambda: Between(8, nn.Conv1d(8, 6, 3), 6, rank=1), (3, 9), 14),
     "conv3d": Case(lambda: Between(8, nn.Conv3d(8, 6, 2), 6, rank=3), (3, 4, 4, 4), 14),
     "conv same padding": image(8, nn.Conv2d(8, 6, 3, padding="same"), 14, 6),
+    "resnext": image(
+        12, nn.Sequential(nn.Conv2d(12, 12, 3, groups=3), nn.BatchNorm2d(12), nn.ReLU(), nn.GroupNorm(3, 12)), 8
+    ),
     "grouped conv": image(12, nn.Conv2d(12, 6, 3, groups=3), 6, 6),
     "grouped conv, many groups": image(12, nn.Conv2d(12, 24, 3, groups=6), 6, 24),
     "depthwise": image(8, nn.Conv2d(8, 8, 3, groups=8), 8),
@@ -138,6 +154,22 @@ CASES = {
         lambda: Sequence(8, Op(lambda m, x: torch.addmm(m.w.bias, x, m.w.weight.t()), w=nn.Linear(8, 7)), 7), (6,), 15
     ),
     "bmm": Case(lambda: Sequence(8, Op(lambda m, x: torch.bmm(x, torch.bmm(x.mT, x))), 8), SEQUENCE, 8),
+    "einsum": Case(
+        lambda: Sequence(8, Op(lambda m, x: torch.einsum("bli,io->blo", x, m.w.weight), w=nn.Linear(7, 8)), 7),
+        SEQUENCE,
+        15,
+    ),
+    "einsum with dots": Case(
+        lambda: Sequence(8, Op(lambda m, x: torch.einsum("...li, ...mi -> ...lm", x, x) @ x)), SEQUENCE, 8
+    ),
+    "bilinear": Case(lambda: Sequence(8, Op(lambda m, x: m.a(x, x * x), a=nn.Bilinear(8, 8, 7)), 7), SEQUENCE, 15),
+    # recurrent
+    "lstm": recurrent(nn.LSTM(8, 5, batch_first=True), 13, 5),
+    "lstm, two layers, both directions": recurrent(nn.LSTM(8, 5, 2, bidirectional=True, batch_first=True), 13, 10),
+    "lstm with a projection": recurrent(nn.LSTM(8, 6, proj_size=4, batch_first=True), 18, 4),
+    "lstm without biases": recurrent(nn.LSTM(8, 5, bias=False, batch_first=True), 13, 5),
+    "gru": recurrent(nn.GRU(8, 5, 2, bidirectional=True, batch_first=True), 13, 10),
+    "rnn": recurrent(nn.RNN(8, 5, nonlinearity="relu", batch_first=True), 13, 5),
     # norms
     "batch norm": image(8, nn.BatchNorm2d(8), 8),
     "batch norm without affine": image(8, nn.BatchNorm2d(8, affine=False), 8),
@@ -186,6 +218,29 @@ CASES = {
     "zero-padded shortcut": image(
         8, Op(lambda m, x: m.a(x) + F.pad(x, (0, 0, 0, 0, 3, 5)), a=nn.Conv2d(8, 16, 1)), 16, 16
     ),
+    "strided slice": image(8, Op(lambda m, x: x[:, 1::2]), 8, 4),
+    "select a channel": image(8, Op(lambda m, x: x * x.select(1, 5).unsqueeze(1) + x[:, -2:-1]), 6),
+    "unbind rows": image(8, Op(lambda m, x: torch.stack(x.unbind(2)[::-1], 2)), 8),
+    "index select": image(8, Op(lambda m, x: x.index_select(1, m.order), order=torch.tensor([3, 1, 7, 1, 5, 0])), 8, 6),
+    "indexed by a constant": image(8, Op(lambda m, x: x[:, m.order], order=torch.tensor([3, 1, 7, 1, 5, 0])), 8, 6),
+    "indexed rows and columns": image(
+        8, Op(lambda m, x: x[:, :, m.order][..., m.order], order=torch.tensor([3, 1, 7, 1])), 8
+    ),
+    "flip and roll": image(
+        8, Op(lambda m, x: torch.roll(x.flip(1) + x, (3, 2), (1, 2)) * x.flip((2, 3)).amax(1, True)), 4
+    ),
+    "roll": image(8, Op(lambda m, x: torch.roll(x, -3, 1)), 8),
+    "glu": image(8, Op(lambda m, x: F.glu(x, 1)), 4, 4),
+    "movedim": image(8, Op(lambda m, x: m.a(x.movedim(1, -1)).movedim((3, 1), (1, 2)), a=nn.Linear(8, 6)), 14, 6),
+    # shuffle
+    "pixel shuffle": image(8, nn.PixelShuffle(2), 2, 2),
+    "pixel unshuffle": image(8, nn.PixelUnshuffle(2), 8, 32),
+    "channel shuffle": image(12, nn.ChannelShuffle(3), 12),
+    "channel shuffle by hand": image(12, Op(by_hand), 12),
+    "shuffle of halves": image(
+        12, Op(lambda m, x: by_hand(m, torch.cat([x[:, :6], m.a(x[:, 6:])], 1)), a=nn.Conv2d(6, 6, 1)), 18
+    ),
+    "unfold and fold": image(8, Op(lambda m, x: F.fold(F.unfold(x, 2), (8, 8), 2)), 8),
     # pool
     "max pool": image(8, nn.MaxPool2d(2), 8),
     "average pools": image(8, nn.Sequential(nn.AvgPool2d(2, 1), nn.AdaptiveAvgPool2d((3, 2))), 8),
@@ -195,6 +250,16 @@ CASES = {
     "mean over channels": image(8, Op(lambda m, x: x - x.mean(1, keepdim=True) * x.amax(1, keepdim=True)), 8),
     "variance over channels": image(8, Op(lambda m, x: x / (x.var(1, keepdim=True) + 1)), 8),
     "sum over space": image(8, Op(lambda m, x: x * x.sum((2, 3), keepdim=True)), 8),
+    "grid sample": image(
+        8,
+        Op(
+            lambda m, x: F.grid_sample(x, m.grid.expand(x.shape[0], -1, -1, -1), align_corners=False),
+            grid=torch.rand(1, 5, 6, 2),
+        ),
+        8,
+    ),
+    "variance and mean": image(8, Op(lambda m, x: sum(torch.var_mean(x, 1, keepdim=True)) * x), 8),
+    "cosine similarity": image(8, Op(lambda m, x: x * F.cosine_similarity(x, x * x, 1).unsqueeze(1)), 8),
     # attention
     "attention": Case(lambda: Attention(24, 6, 6), SEQUENCE, 6),
     "grouped-query attention": Case(lambda: Attention(24, 6, 3), SEQUENCE, 3),
@@ -265,7 +330,6 @@ def test_tied_embeddings(seed, cut_at_random):
         ("total", lambda m, x: x.sum(1, keepdim=True) * x, "sum"),
         ("softmax", lambda m, x: torch.softmax(x, 1), "softmax"),
         ("running sum", lambda m, x: torch.cumsum(x, 1), "softmax or a running sum"),
-        ("strided slice", lambda m, x: x[:, ::2].repeat(1, 2, 1, 1), "stride"),
         ("roll of everything", lambda m, x: torch.roll(x, 3), "roll reads them by position"),
         ("crop", lambda m, x: F.pad(x, (0, 0, 0, 0, -2, 2)), "cropped"),
         ("unknown op", lambda m, x: torch.sort(x, 1)[0], "it has no rule"),
