@@ -6,5 +6,6 @@ from .fold_batch_norm import FoldBatchNorm
 from .prune.prune_channels import PruneChannels
 from .quantize.calibrate import Calibrate
 from .quantize.insert_fake_quant import InsertFakeQuant
+from .sparsify import Sparsify
 
-PASSES: tuple[type[Pass], ...] = (Canonicalize, FoldBatchNorm, PruneChannels, InsertFakeQuant, Calibrate)
+PASSES: tuple[type[Pass], ...] = (Canonicalize, FoldBatchNorm, PruneChannels, Sparsify, InsertFakeQuant, Calibrate)

@@ -14,6 +14,7 @@ from ..ir.shapes import TensorSpec
 from ..ir.verify import has_nan, verify
 from .base import Context, Pass, Result
 from .pipeline_text import parse, parse_toml, to_toml
+from .sparsity import check_zeros, masks
 
 # What a model gets when no recipe is given: nothing that changes its answers.
 DEFAULT_RECIPE = "canonicalize, fold-batch-norm"
@@ -155,7 +156,7 @@ def _check_granted(entry: Pass, graph: Graph, steps: list[Step]) -> None:
 
 
 def _run_one(entry: Pass, graph: Graph, ctx: Context) -> Result:
-    inputs, outputs = graph.inputs, _types(graph.outputs)
+    inputs, outputs, zeros = graph.inputs, _types(graph.outputs), masks(graph)
     try:
         result = entry.run(graph, ctx)
     except PlanishError:
@@ -165,6 +166,7 @@ def _run_one(entry: Pass, graph: Graph, ctx: Context) -> Result:
     graph.properties = (graph.properties - entry.drops - result.withheld) | (entry.provides - result.withheld)
     try:
         verify(graph)
+        check_zeros(graph, zeros, "sparsity")
     except PlanishError as error:
         raise type(error)(f"after {entry}, {error.where}", *_reason(error)) from error
     if graph.inputs != inputs or _types(graph.outputs) != outputs:
