@@ -99,7 +99,7 @@ def samples_of(order: Order) -> Samples | None:
 
 def refuse_missing_data(pipeline: Pipeline, samples: Samples | None) -> None:
     for entry in pipeline:
-        if "data" in entry.needs and samples is None:
+        if "data" in entry.needed() and samples is None:
             raise UsageError(entry.name, "no data was given", f"add --data; {DATA_FORMS}")
 
 

@@ -163,6 +163,10 @@ class Pass:
                 raise UsageError("passes", f"two passes are named '{cls.name}'", f"{known.__module__} has it already")
             REGISTRY[cls.name] = cls
 
+    def needed(self) -> frozenset[str]:
+        """What the Context must hold for these options: `needs`, and more where an option asks for it."""
+        return self.needs
+
     def run(self, graph: Graph, ctx: Context) -> Result:
         """Change `graph` in place and say what was done. The caller owns the graph; pipelines pass a copy."""
         raise UsageError(self.name, "the pass has no 'run' method", "define run(self, graph, ctx) -> Result")

@@ -102,7 +102,7 @@ class Pipeline:
                 raise UsageError(entry.name, f"it needs '{wanted}'", self._advice(wanted, position))
             for unwanted in sorted(entry.refuses & have):
                 raise UsageError(entry.name, f"the graph has '{unwanted}' by then", self._remedy(unwanted, position))
-            for need in sorted(entry.needs):
+            for need in sorted(entry.needed()):
                 if ctx is not None and getattr(ctx, need) is None:
                     raise UsageError(entry.name, *_MISSING[need].split("; "))
             have = (have - entry.drops) | entry.provides

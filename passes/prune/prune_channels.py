@@ -1,39 +1,47 @@
 """prune-channels: remove the least important channels of a model, and prove the cut."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
-from itertools import accumulate
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 
-from ...ir.cost import Cost, cost
+from ...ir.cost import cost
 from ...ir.errors import UsageError
 from ...ir.graph import Graph
-from ..base import Context, Pass, Result, Skip
-from .budget import MacCounter
+from ..base import Context, Pass, Result
+from ..pipeline_text import did_you_mean
+from ..selectors import select
 from .cut import cut
-from .groups import Groups, layer_name
-from .index.index_graph import EXTENT_ONE, IndexGraph
+from .groups import Groups
+from .index.index_graph import IndexGraph
 from .proof import Snapshot, prove
-from .score.criteria import CRITERIA
+from .rematch import pieces_of, rematch
+from .score.criteria import CRITERIA, NEEDS
+from .score.evidence import eval_form, gather
 from .score.importance import importance
-from .select import TOLERANCE, Rounding, Selector, by_macs, by_ratio
+from .score.normalizers import NORMALIZERS
+from .select.bounds import Share
+from .select.choose import choose
+from .select.ladders import Rounding
+from .select.order import SCOPES
+from .select.quantities import QUANTITIES
+from .select.request import Request, refuse_overlap
+from .summary import details, skips
 
 
 @dataclass(frozen=True)
 class PruneChannels(Pass):
-    """Remove whole channels, wherever they occur, until a target is met.
+    """Remove whole channels, wherever they occur, until the targets are met.
 
     before:  %y = conv2d(%x, w[64,32,3,3], b[64]);  %z = conv2d(relu(%y), v[16,64,1,1])
     after:   %y = conv2d(%x, w[32,32,3,3], b[32]);  %z = conv2d(relu(%y), v[16,32,1,1])
     skips:   an op without a rule (its region stays whole); channels that a graph output, an input or a softmax holds;
-             a layer narrower than the lanes that channel counts are rounded to
+             a layer narrower than the lanes that channel counts are rounded to; a layer that `only` or `floor` leaves
+             whole
 
-    Every cut is proved: the smaller graph equals the whole one with the removed channels masked, in float64 to 1e-9.
+    Targets are upper bounds on what remains. Of several the one that binds is met within 0.5 %. Every cut is proved:
+    the smaller graph equals the whole one with the removed channels masked, in float64 to 1e-9.
     """
 
     name: ClassVar[str] = "prune-channels"
@@ -42,84 +50,140 @@ class PruneChannels(Pass):
 
     ratio: float | None = None
     """The share of channels to REMOVE, in (0, 1]: 0.25 leaves three quarters. `scope=layer`: of every layer, rounded
-    down before lanes; `scope=global`: of all channels together. One that would empty a layer is refused."""
+    down before lanes; else of all channels together. One that would empty a layer is refused. No other target goes
+    with it."""
     macs: float | None = None
-    """The share of the model's multiply-accumulates that REMAINS, in (0, 1], met within 0.5 % where channel counts
-    allow it: 0.7 removes 30 %."""
+    """The share of the model's multiply-accumulates that REMAINS, in (0, 1]: 0.7 removes 30 %."""
+    params: float | None = None
+    """The share of the parameters that remains, in (0, 1]."""
+    bytes: float | None = None
+    """The share of the bytes of all weights and buffers that remains, in (0, 1]."""
+    peak_memory: float | None = None
+    """The share that remains of the bytes of activations in use at the worst moment of a run, in (0, 1]."""
     importance: str = "l1"
-    """The criterion: l1 or l2, the mean magnitude of a group in each weight, relative to its layer."""
+    """The criterion that ranks channels: l1, l2, lamp, geometric-median, batch-norm, random; with data activation and
+    apoz; with labelled data taylor, fisher and hessian (docs/importance.md)."""
+    normalizer: str | None = None
+    """How scores of different layers are made comparable: mean, max, sum, standard, gaussian or none. none given: mean,
+    and for `scope=isomorphic` the scores as they are."""
     scope: str | None = None
-    """layer: the same share of every layer. global: first what does the least damage to its layer for what it saves;
-    at least a tenth of every layer stays. none: layer for `ratio`, global for `macs`."""
+    """layer: the same share of every layer. global: first what does the least damage to its layer for what it saves.
+    isomorphic: layers of one structure are ranked together, each such class loses the same share. The latter two leave
+    at least a tenth of every layer. none: layer for `ratio`, global for other targets."""
     round_to: int = 0
-    """Remaining channel counts are multiples of this, or whole. 0: the target's lanes, 1 where no target is given."""
+    """Remaining channel counts are multiples of this, or whole. 0: the target's lanes, which as few layers as possible
+    leave where no multiples meet a target; 1 where no target machine is given."""
+    floor: tuple[str, ...] = ()
+    """At least this share of channels stays: `layer1.*:0.5` for the layers that a name or pattern means, `0.2` for all
+    that none means."""
+    ceiling: tuple[str, ...] = ()
+    """At most this share of channels stays, in the same form."""
     keep: tuple[str, ...] = ()
     """Layers whose output channels all stay: names or patterns of weights, layers or blocks (`stem`, `*.conv1`)."""
+    only: tuple[str, ...] = ()
+    """Only channels that these layers make are removed."""
+    groups: tuple[str, ...] = ()
+    """Each name or pattern makes one set of layers that lose the same share, so that layers that are alike stay so."""
     seed: int = 0
     """Of the proof's random inputs and weights."""
 
     def __post_init__(self) -> None:
-        given = [name for name in ("ratio", "macs") if getattr(self, name) is not None]
-        if len(given) != 1:
-            what = "both 'ratio' and 'macs' are given" if given else "no target is given"
-            raise UsageError(self.name, what, "expected exactly one of 'ratio' and 'macs'")
-        value = getattr(self, given[0])
-        if not 0 < value <= 1:
-            meaning = "the share of channels to remove" if given[0] == "ratio" else "the share of MACs that remains"
-            raise UsageError(self.name, f"{given[0]} is {value:g}", f"expected {meaning}, above 0 and at most 1")
-        if self.importance not in CRITERIA:
-            raise UsageError(self.name, f"unknown importance '{self.importance}'", f"it has: {', '.join(CRITERIA)}")
-        if self.scope not in (None, "layer", "global"):
-            raise UsageError(self.name, f"unknown scope '{self.scope}'", "expected layer or global")
+        given = [name for name in ("ratio", *QUANTITIES) if getattr(self, name) is not None]
+        if not given:
+            raise UsageError(self.name, "no target is given", "expected ratio, macs, params, bytes or peak-memory")
+        if "ratio" in given and len(given) > 1:
+            what = f"'ratio' and '{_dashed(given[1])}' are given"
+            raise UsageError(self.name, what, "'ratio' cannot be combined with other targets", "leave one out")
+        for name in given:
+            self._check_share(name)
+        for option, known in (("importance", CRITERIA), ("normalizer", NORMALIZERS), ("scope", SCOPES)):
+            self._check_word(option, known)
         if self.round_to < 0:
             raise UsageError(self.name, f"round-to is {self.round_to}", "expected 0 (the target's lanes) or more")
+        self._floors(), self._ceilings()
+
+    def _check_share(self, name: str) -> None:
+        if not 0 < (value := getattr(self, name)) <= 1:
+            meaning = (
+                "the share of channels to remove" if name == "ratio" else f"the share of {_WORDS[name]} that remains"
+            )
+            raise UsageError(self.name, f"{_dashed(name)} is {value:g}", f"expected {meaning}, above 0 and at most 1")
+
+    def _check_word(self, option: str, known) -> None:
+        word = getattr(self, option)
+        if word is not None and word not in known:
+            hint = did_you_mean(word, known) or f"it has: {', '.join(known)}"
+            raise UsageError(self.name, f"unknown {option} '{word}'", hint)
+
+    def _floors(self) -> list[Share]:
+        return [Share.parse(text, self.name, "floor") for text in self.floor]
+
+    def _ceilings(self) -> list[Share]:
+        return [Share.parse(text, self.name, "ceiling") for text in self.ceiling]
+
+    def needed(self) -> frozenset[str]:
+        """Some criteria need data."""
+        return self.needs | (NEEDS[self.importance] & {"data"})
+
+    def targets(self) -> dict[str, float]:
+        """The targets that are given, by option."""
+        return {name: value for name in ("ratio", *QUANTITIES) if (value := getattr(self, name)) is not None}
 
     def run(self, graph: Graph, ctx: Context) -> Result:
-        """Cut the graph. Raises UsageError for a target out of reach, a `keep` pattern without a match or weights
-        that are not finite; VerifyError naming the node where the proof fails."""
-        check_finite(graph, self.name)
-        was_training = graph.module.training
-        if was_training:  # dropout would make the proof's two graphs differ
-            graph.eval()
-        before, whole = cost(graph), Snapshot.of(graph)
-        index = IndexGraph(graph, keep=self._kept(graph))
-        groups = Groups(index)
-        alive = self._spend(groups, self._select(groups, self._rounding(ctx)), ctx)
-        atoms = groups.alive_atoms(alive)
-        error = 0.0
-        if not alive.all():
-            cut(index, atoms)
-            error = prove(whole, index, atoms, self.seed)
-        if was_training:
-            graph.train()
-        details = self._details(groups, alive, before, cost(graph), error)
-        return Result(int((~alive).sum()), tuple(_skips(groups, self._rounding(ctx))), details)
+        """Cut the graph.
 
-    def _rounding(self, ctx: Context) -> Rounding:
-        if self.round_to:
-            return Rounding(self.round_to, explicit=True)
-        return Rounding(ctx.target.lanes if ctx.target is not None else 1)
+        Raises UsageError for a target out of reach or in a gap between two reachable values, a selector without a match
+        or a meaning, a model of which nothing can be removed, and weights that are not finite; VerifyError naming the
+        node where the proof fails.
+        """
+        check_finite(graph, self.name)
+        with eval_form(graph):  # dropout would make the proof's two graphs differ
+            before, whole = cost(graph), Snapshot.of(graph)
+            index = IndexGraph(graph, keep=self._kept(graph))
+            groups, scores = self._ranked(index, ctx)
+            request = self._request(groups, ctx)
+            choice = choose(groups, scores, request)
+            alive = self._spend(groups, choice.alive, ctx)
+            atoms, error = groups.alive_atoms(alive), 0.0
+            if not alive.all():
+                cut(index, atoms)
+                error = prove(whole, index, atoms, self.seed)
+        facts = details(groups, alive, choice, self.targets(), before, cost(graph))
+        return Result(int((~alive).sum()), tuple(skips(groups, request)), {**facts, "proof_error": error})
+
+    def _ranked(self, index: IndexGraph, ctx: Context) -> tuple[Groups, np.ndarray]:
+        """The groups, made of the pieces that suit each other best by importance, and their scores."""
+        evidence = gather(index.graph, ctx, self.importance, self.name)
+        normalizer = self.normalizer or ("none" if self._scope == "isomorphic" else "mean")
+        groups = Groups(index)
+        pieces = pieces_of(groups)
+        if pieces is not groups:
+            groups = rematch(groups, pieces, importance(pieces, self.importance, evidence, normalizer))
+        return groups, importance(groups, self.importance, evidence, normalizer)
+
+    @property
+    def _scope(self) -> str:
+        return self.scope or ("layer" if self.ratio is not None else "global")
+
+    def _request(self, groups: Groups, ctx: Context) -> Request:
+        lanes = ctx.target.lanes if ctx.target is not None else 1
+        return Request.of(
+            groups,
+            self._scope,
+            ratio=self.ratio,
+            shares={name: share for name, share in self.targets().items() if name != "ratio"},
+            rounding=Rounding(self.round_to or lanes, explicit=bool(self.round_to)),
+            floors=self._floors(),
+            ceilings=self._ceilings(),
+            only=self.only,
+            together=self.groups,
+        )
 
     def _kept(self, graph: Graph) -> list[str]:
-        """The weights that `keep` names. Raises UsageError for a pattern without a match."""
-        kept: dict[str, None] = {}
-        for pattern in self.keep:
-            found = [n for n in graph.weights if any(fnmatchcase(part, pattern) for part in _prefixes(n))]
-            if not found:
-                near = get_close_matches(pattern, map(layer_name, graph.weights), n=1)
-                hint = f"did you mean '{near[0]}'?" if near else "expected a weight's name or a pattern like 'head.*'"
-                raise UsageError(self.name, f"'{pattern}' in 'keep' matches no weight", hint)
-            kept.update(dict.fromkeys(found))
-        return list(kept)
-
-    def _select(self, groups: Groups, rounding: Rounding) -> np.ndarray:
-        scores = importance(groups, CRITERIA[self.importance])
-        if self.ratio is not None:
-            return by_ratio(Selector(groups, scores, self.scope or "layer", rounding), self.ratio)
-        assert self.macs is not None
-        counter = MacCounter(groups)
-        selector = Selector(groups, scores, self.scope or "global", rounding, counter.savings(groups))
-        return by_macs(selector, counter, self.macs)
+        """The weights that `keep` names. Raises UsageError for a pattern without a match, or one `only` names too."""
+        if self.keep and self.only:
+            refuse_overlap(graph.weights, self.keep, self.only)
+        return select(graph.weights, self.keep, self.name, "keep")
 
     def _spend(self, groups: Groups, alive: np.ndarray, ctx: Context) -> np.ndarray:
         """Each family that shrinks is one rewrite: without fuel it stays whole."""
@@ -129,29 +193,12 @@ class PruneChannels(Pass):
                 alive[family.groups] = True
         return alive
 
-    def _details(self, groups: Groups, alive: np.ndarray, before: Cost, after: Cost, error: float) -> dict[str, Any]:
-        atoms = groups.alive_atoms(alive)
-        share = after.macs / before.macs if before.macs else 1.0
-        details = {
-            "params": [before.params, after.params],
-            "macs": [before.macs, after.macs],
-            "macs_share": share,
-            "groups": [groups.count, int(alive.sum())],
-            "families": len(groups.families),
-            "proof_error": error,
-            "layers": [
-                {"layer": layer_name(name), "channels": [len(dim), int(atoms[dim].sum())]}
-                for name, dim in groups.index.channels.items()
-            ],
-        }
-        if self.macs is not None:
-            details["target_met"] = abs(share - self.macs) <= TOLERANCE * self.macs
-        return details
+
+_WORDS = {"macs": "MACs", "params": "parameters", "bytes": "bytes", "peak_memory": "peak memory"}
 
 
-def _prefixes(name: str) -> Iterable[str]:
-    """`a`, `a.b`, `a.b.weight` of `a.b.weight`."""
-    return accumulate(name.split("."), "{}.{}".format)
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def check_finite(graph: Graph, where: str) -> None:
@@ -164,20 +211,3 @@ def check_finite(graph: Graph, where: str) -> None:
             count = int(is_bad.sum())
             what = f"weight '{name}' holds {count} values that are NaN or infinite"
             raise UsageError(where, what, "expected finite weights", "check how the model was trained or loaded")
-
-
-def _skips(groups: Groups, rounding: Rounding) -> list[Skip]:
-    """Fenced calls, layers whose channels stay and why, layers narrower than the lanes."""
-    index = groups.index
-    fenced = [Skip.at(node, f"it stays whole with all around it: {why}") for node, why in index.fenced.items()]
-    frozen = [
-        Skip(layer_name(name), f"its {len(dim)} channels stay: {why}")
-        for name, dim in index.channels.items()
-        if (why := index.why_frozen(dim)) and why != EXTENT_ONE
-    ]
-    narrow = [
-        Skip(family.layer, f"its {len(family.groups)} groups of channels are no more than {rounding.lanes} lanes take")
-        for family in groups.families
-        if len(family.groups) <= family.step(rounding.lanes) and rounding.lanes > 1
-    ]
-    return fenced + frozen + narrow
