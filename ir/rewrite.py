@@ -3,7 +3,7 @@
 Each call keeps types and source locations true, so that a pass never has to.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -68,15 +68,28 @@ def set_weight(graph: Graph, name: str, tensor: torch.Tensor) -> None:
 
     A parameter stays a parameter with its `requires_grad`. Readers' types are inferred by `finish`.
     """
-    old = graph.weight(name)
-    value = tensor.detach()
-    if isinstance(old, torch.nn.Parameter):
-        value = torch.nn.Parameter(value, old.requires_grad)
-    for tied in [n for n, tensor in named_tensors(graph.module).items() if tensor is old]:
-        set_attribute(graph.module, tied, value)
+    set_weights(graph, {name: tensor})
+
+
+def set_weights(graph: Graph, tensors: Mapping[str, torch.Tensor]) -> None:
+    """`set_weight` for many weights in one walk over the graph. Of names that are tied the last one given counts."""
+    tied: dict[int, list[str]] = {}
+    for name, tensor in named_tensors(graph.module).items():
+        tied.setdefault(id(tensor), []).append(name)
+    new = {}
+    for name, tensor in tensors.items():
+        new[id(graph.weight(name))] = tensor
+    values: dict[str, torch.Tensor] = {}
+    for key, tensor in new.items():
+        old, value = graph.weight(tied[key][0]), tensor.detach()
+        if isinstance(old, torch.nn.Parameter):
+            value = torch.nn.Parameter(value, old.requires_grad)
+        values |= dict.fromkeys(tied[key], value)
+    for name, value in values.items():
+        set_attribute(graph.module, name, value)
     for node in graph.module.graph.find_nodes(op="get_attr"):
-        if attribute(graph.module, node.target) is value:
-            node.meta["val"] = shapes.fake_like(node, value)
+        if node.target in values:
+            node.meta["val"] = shapes.fake_like(node, values[node.target])
 
 
 def add_weight(graph: Graph, name: str, tensor: torch.Tensor, *, before: fx.Node) -> fx.Node:
@@ -98,6 +111,12 @@ def add_weight(graph: Graph, name: str, tensor: torch.Tensor, *, before: fx.Node
 
 def finish(graph: Graph) -> None:
     """After edits: dead code goes, weights that lost their last reader go, types are inferred anew, code is made."""
+    tidy(graph)
+    shapes.propagate(graph.module)
+
+
+def tidy(graph: Graph) -> None:
+    """`finish` for an edit that knows the types of all its nodes: nothing is inferred."""
     structure = graph.module.graph
     structure.eliminate_dead_code(is_impure_node=has_effect)
     used = {id(tensor) for tensor in graph.weights.values()}
@@ -107,7 +126,6 @@ def finish(graph: Graph) -> None:
                 del table[name]
                 module._non_persistent_buffers_set.discard(name)
     structure.lint()
-    shapes.propagate(graph.module)
     graph.module.recompile()
 
 

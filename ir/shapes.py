@@ -1,5 +1,6 @@
 """Shapes: what a graph takes and gives, and shape inference on fake tensors with a symbolic batch."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -161,6 +162,17 @@ def infer(node: fx.Node, values: dict[fx.Node, Any] | None = None) -> Any:
 def fake_like(node: fx.Node, tensor: torch.Tensor) -> torch.Tensor:
     """`tensor` as a fake tensor of the mode that `node`'s value belongs to."""
     return node.meta["val"].fake_mode.from_tensor(tensor, static_shapes=True)
+
+
+def memory_order(value: torch.Tensor) -> tuple[int, ...]:
+    """The dims of a tensor from the slowest to the fastest in memory."""
+    return tuple(sorted(range(value.ndim), key=lambda d: size(value.stride(d)), reverse=True))
+
+
+def resized(value: torch.Tensor, extents: Sequence[int | torch.SymInt], order: Sequence[int]) -> torch.Tensor:
+    """A fake tensor like `value` with other extents and its dims in this order in memory."""
+    with value.fake_mode:  # type: ignore[attr-defined]
+        return torch.empty_permuted(tuple(extents), tuple(order), dtype=value.dtype, device=value.device)
 
 
 def check_inputs(where: str, specs: list[TensorSpec], args: tuple[Any, ...]) -> dict[str, int]:

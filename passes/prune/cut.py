@@ -11,7 +11,8 @@ from torch import fx
 
 from ...ir import rewrite
 from ...ir.graph import set_call_argument
-from ...ir.ops import arguments
+from ...ir.ops import arguments, tensors
+from ...ir.shapes import memory_order, resized
 from .index.index_graph import IndexGraph
 from .index.relation import Dim, Dims
 from .index.rules import find_refit
@@ -38,7 +39,7 @@ class Cut:
         return int(self.alive[dim].sum())
 
     def is_cut(self, dim: Dim) -> bool:
-        return self.count(dim) < len(dim)
+        return not self.index.is_fixed(dim) and self.count(dim) < len(dim)
 
     def blocks(self, dim: Dim, number: int) -> int:
         """Of `number` equal blocks of a dim, how many have a survivor."""
@@ -96,11 +97,51 @@ def cut(index: IndexGraph, alive: np.ndarray) -> Survivors:
         elif (refit := find_refit(node)) is not None:
             refit(removal, node, arguments(node))
     survivors = Survivors.of(index, alive)
-    done: set[int] = set()
-    for name in survivors:
-        weight = index.graph.weight(name)
-        if id(weight) not in done:
-            rewrite.set_weight(index.graph, name, survivors.take(name, weight))
-        done.add(id(index.graph.weight(name)))
-    rewrite.finish(index.graph)
+    weights = {name: survivors.take(name, index.graph.weight(name)) for name in survivors}
+    rewrite.set_weights(index.graph, weights)
+    if _retype(removal):
+        rewrite.tidy(index.graph)
+    else:
+        rewrite.finish(index.graph)
     return survivors
+
+
+def _retype(removal: Cut) -> bool:
+    """Write the surviving extents into the nodes' types, which is much faster than to infer them.
+
+    False where an extent that shrinks is symbolic: those types must be inferred. The proof runs every node and compares
+    the shapes.
+    """
+    retyped = _Retyped(removal)
+    for node, values in removal.index.values.items():
+        if node.op != "call_function":
+            continue
+        recorded = node.meta["val"]
+        new = [retyped(tensor, dims) for tensor, dims in zip(tensors(recorded), values, strict=True)]
+        if any(tensor is None for tensor in new):
+            return False
+        node.meta["val"] = new[0] if isinstance(recorded, torch.Tensor) else type(recorded)(new)
+    return True
+
+
+class _Retyped:
+    """Types with the surviving extents. Equal ones are made once: most of a network's values come in a few shapes."""
+
+    def __init__(self, removal: Cut):
+        self.removal = removal
+        self.known: dict[tuple, torch.Tensor] = {}
+
+    def __call__(self, value: torch.Tensor, dims: Dims) -> torch.Tensor | None:
+        """None where an extent that shrinks is symbolic."""
+        is_cut = [self.removal.is_cut(dim) for dim in dims]
+        if not any(is_cut):
+            return value
+        extents: list[int | torch.SymInt] = list(value.shape)
+        if any(cut and isinstance(extent, torch.SymInt) for cut, extent in zip(is_cut, extents, strict=True)):
+            return None
+        new = [self.removal.count(d) if cut else e for cut, d, e in zip(is_cut, dims, extents, strict=True)]
+        order = memory_order(value)
+        key = (value.dtype, order, *(e if isinstance(e, int) else str(e) for e in new))
+        if key not in self.known:
+            self.known[key] = resized(value, new, order)
+        return self.known[key]
