@@ -1,42 +1,57 @@
-"""The importance of every group: a criterion read in all the weights that the group lives in."""
+"""The importance of every group: a criterion read in all places that the group lives in."""
 
 import numpy as np
 
+from ....ir.errors import UsageError
 from ..groups import Groups
-from ..index.relation import Dim
-from .criteria import Criterion, mass_by_index
+from .criteria import CRITERIA, entry_of
+from .evidence import Evidence
+from .normalizers import NORMALIZERS, Spread
 
-Row = tuple[str, int, Dim]
+# What ranks the groups that a criterion says nothing about: every group holds parameters.
+FALLBACK = "l1"
 
 
-def importance(groups: Groups, criterion: Criterion) -> np.ndarray:
-    """The importance of every group, 1 on average within its family.
+def importance(
+    groups: Groups, criterion: str, evidence: Evidence | None = None, normalizer: str = "mean"
+) -> np.ndarray:
+    """[groups]: the importance of every group, never negative. What the criterion finds equal has equal scores.
 
-    Each weight that a group lives in counts alike: the group's score there over the mean score of its family there.
-    Vectors (biases, norms) speak only for groups that no matrix or filter holds.
+    Each place that a group lives in counts alike: its scores are normalised within each family and averaged over the
+    places. Vectors (biases, norms) speak only for groups that no matrix or filter holds. Groups that the criterion
+    says nothing about (no batch norm scales them, no layer's output that was seen holds them) are ranked by l1.
+
+    evidence: what `gather` found, for criteria that need data.
+    normalizer: mean, max, sum, standard, gaussian or none. `standard` is shifted so that the least score is 0.
+
+    Raises UsageError for an unknown criterion or normaliser, for missing evidence, for `batch-norm` where the model
+    has none, and with `none` for groups that the criterion says nothing about: their l1 has other units.
     """
-    matrices = _relative_scores(groups, criterion, [row for row in groups.rows if _rank(groups, row) > 1])
-    vectors = _relative_scores(groups, criterion, [row for row in groups.rows if _rank(groups, row) == 1])
-    return np.where(np.isnan(matrices), vectors, matrices)
+    entry = entry_of(CRITERIA, criterion, "importance")
+    normalise = entry_of(NORMALIZERS, normalizer, "normalizer")
+    total, held = np.zeros((2, groups.count)), np.zeros((2, groups.count))
+    for reading in entry.read(groups, evidence or Evidence()):
+        tier = int(reading.is_vector)
+        total[tier, reading.groups] += normalise(Spread(reading.score, groups.family[reading.groups]))
+        held[tier, reading.groups] += 1
+    matrices, vectors = np.divide(total, held, out=np.full_like(total, np.nan), where=held > 0)
+    scores = np.where(np.isnan(matrices), vectors, matrices)
+    silent = np.isnan(scores)
+    if silent.any():
+        scores[silent] = _fallback(groups, criterion, normalizer, silent)
+    return scores - min(scores.min(initial=0.0), 0.0)
 
 
-def _rank(groups: Groups, row: Row) -> int:
-    return groups.index.graph.weight(row[0]).ndim
-
-
-def _relative_scores(groups: Groups, criterion: Criterion, rows: list[Row]) -> np.ndarray:
-    """Mean over the rows that hold a group; NaN where none does."""
-    total, held = np.zeros(groups.count), np.zeros(groups.count)
-    for name, position, dim in rows:
-        weight = groups.index.graph.weight(name)
-        number, mass = groups.number[dim], mass_by_index(criterion, weight, position)
-        inside = number >= 0
-        members = np.bincount(number[inside], minlength=groups.count)
-        present = np.flatnonzero(members)
-        entries = members[present] * (weight.numel() // len(dim))
-        score = criterion.finish(np.bincount(number[inside], mass[inside], groups.count)[present] / entries)
-        family = groups.family[present]
-        mean = np.bincount(family, score) / np.maximum(np.bincount(family), 1)
-        total[present] += np.divide(score, mean[family], out=np.zeros_like(score), where=mean[family] > 0)
-        held[present] += 1
-    return np.divide(total, held, out=np.full(groups.count, np.nan), where=held > 0)
+def _fallback(groups: Groups, criterion: str, normalizer: str, silent: np.ndarray) -> np.ndarray:
+    """Scores for the groups that the criterion says nothing about. A piece that holds no weight scores 0."""
+    held = np.zeros(groups.count, bool)
+    for _, _, dim in groups.rows:
+        held[groups.number[dim][groups.number[dim] >= 0]] = True
+    unheard = np.flatnonzero(silent & held)
+    if not len(unheard):
+        return np.zeros(np.count_nonzero(silent))
+    if normalizer == "none":
+        layer = groups.families[groups.family[unheard[0]]].layer
+        what = f"it says nothing about the channels of '{layer}', and without a normaliser nothing compares with it"
+        raise UsageError(f"importance '{criterion}'", what, "choose a normaliser, such as mean")
+    return importance(groups, FALLBACK, None, normalizer)[silent]

@@ -1,0 +1,122 @@
+"""Derivatives of the loss by every parameter: the gradient, its square, the diagonal of the Hessian."""
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ....ir.errors import PlanishError, UsageError, first_line
+from ....ir.graph import Graph
+from ...base import Context
+from .forward import forward
+
+if TYPE_CHECKING:
+    from .activations import Activations
+
+# Random probes for the Hessian's diagonal in each batch. The estimate's variance falls with probes times batches.
+PROBES = 4
+
+Tensors = dict[str, torch.Tensor]
+
+
+class Gradients:
+    """Sums over batches, in float64. Leaves stand in for the parameters, so that the graph never sees a gradient."""
+
+    def __init__(self, graph: Graph, ctx: Context, wanted: frozenset[str]):
+        self.graph, self.loss, self.wanted = graph, ctx.loss, wanted
+        self.generator = torch.Generator().manual_seed(ctx.seed)
+        parameters = {n: p for n, p in graph.parameters.items() if p.is_floating_point()}
+        self.leaves = {name: parameter.detach().requires_grad_() for name, parameter in parameters.items()}
+        self.by_id = {id(parameters[name]): leaf for name, leaf in self.leaves.items()}
+        self.sums: dict[str, Tensors] = {
+            quantity: {
+                n: torch.zeros_like(leaf, dtype=torch.float64, requires_grad=False) for n, leaf in self.leaves.items()
+            }
+            for quantity in sorted(wanted)
+        }
+
+    def means(self, batches: int) -> dict[str, Tensors]:
+        return {quantity: {n: total / batches for n, total in sums.items()} for quantity, sums in self.sums.items()}
+
+    def observe(
+        self, inputs: tuple[torch.Tensor, ...], labels: Any, where: str, activations: "Activations | None" = None
+    ) -> None:
+        """Add one batch, and show its values to `activations`.
+
+        Raises UsageError for a loss that fails, is no number, reaches no parameter or is not finite, and for a
+        gradient that is not, naming the parameter.
+        """
+        twice = "hessian" in self.wanted
+        # The fused attention kernels have no second derivative.
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH) if twice else nullcontext():
+            outputs = forward(self.graph, inputs, self.by_id, activations and activations.watch)
+            if activations is not None:
+                activations.check(where)
+            loss = self._loss(outputs, labels, where)
+            found = torch.autograd.grad(loss, list(self.leaves.values()), create_graph=twice, allow_unused=True)
+            gradients = {name: g for name, g in zip(self.leaves, found, strict=True) if g is not None}
+            _check_finite(gradients, "gradient", where)
+            self._add("gradient", gradients)
+            self._add("squared-gradient", {name: g.detach().double().square() for name, g in gradients.items()})
+            if twice:
+                self._add("hessian", self._hessian_diagonal(gradients, where))
+
+    def _add(self, quantity: str, values: Tensors) -> None:
+        if quantity in self.sums:
+            for name, value in values.items():
+                self.sums[quantity][name] += value.detach()
+
+    def _loss(self, outputs: Any, labels: Any, where: str) -> torch.Tensor:
+        try:
+            loss = self.loss(outputs, labels)
+        except PlanishError:
+            raise
+        except Exception as error:
+            what = f"the loss fails: {type(error).__name__}: {first_line(error)}"
+            raise UsageError(where, what, "expected labels that fit loss(outputs, labels)") from error
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+            shape = list(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
+            raise UsageError(where, f"the loss is {shape}", "expected a tensor with one number")
+        if not bool(torch.isfinite(loss)):
+            raise UsageError(
+                where, f"the loss is {float(loss.detach()):g}", "check the labels, the data's range and the weights"
+            )
+        if not loss.requires_grad:
+            raise UsageError(where, "the loss depends on no parameter", "expected one that gradients flow through")
+        return loss.reshape(())
+
+    def _hessian_diagonal(self, gradients: Tensors, where: str) -> Tensors:
+        """Hutchinson's estimate: the mean of z * (H z) over vectors z of random signs."""
+        curved = {name: g for name, g in gradients.items() if g.requires_grad}  # not where the loss is linear
+        total = {name: torch.zeros_like(g, dtype=torch.float64) for name, g in curved.items()}
+        for _ in range(PROBES if curved else 0):
+            probes = {name: self._signs(g) for name, g in curved.items()}
+            try:
+                products = torch.autograd.grad(
+                    list(curved.values()),
+                    [self.leaves[name] for name in curved],
+                    list(probes.values()),
+                    retain_graph=True,
+                    allow_unused=True,
+                )
+            except RuntimeError as error:
+                what = f"the loss cannot be differentiated twice: {first_line(error)}"
+                raise UsageError(where, what, "choose another importance, such as fisher") from error
+            found = {name: p for name, p in zip(curved, products, strict=True) if p is not None}
+            _check_finite(found, "second derivative", where)
+            for name, product in found.items():
+                total[name] += probes[name].double() * product.double()
+        return {name: value / PROBES for name, value in total.items()}
+
+    def _signs(self, like: torch.Tensor) -> torch.Tensor:
+        """-1 or 1 each, the same on every device."""
+        return (2 * torch.randint(2, like.shape, generator=self.generator) - 1).to(like)
+
+
+def _check_finite(values: Tensors, what: str, where: str) -> None:
+    for name, value in values.items():
+        if not bool(torch.isfinite(value).all()):
+            raise UsageError(
+                where, f"the {what} of weight '{name}' holds NaN or infinity", "check the loss and the data"
+            )
