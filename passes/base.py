@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -36,13 +36,15 @@ class Skip:
 class Result:
     """What a pass did: how many places it changed, where it declined, and facts for the report (JSON-able).
 
-    withheld  those properties of the pass's `provides` that do not hold on this graph, because it declined somewhere
+    withheld   those properties of the pass's `provides` that do not hold on this graph, because it declined somewhere
+    survivors  weight -> what is left of it (`.take(tensor)` thins a tensor of its former shape), for passes that thin
     """
 
     changed: int
     skipped: tuple[Skip, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
     withheld: frozenset[str] = frozenset()
+    survivors: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 class Fuel:

@@ -20,12 +20,16 @@ from torch.fx.node import map_aggregate
 from ...ir.errors import VerifyError
 from ...ir.graph import Graph
 from ...ir.ops import describe, is_op, tensors
+from ...ir.shapes import size
+from .index.constraints import COPIES
 from .index.index_graph import IndexGraph
 from .index.relation import Dims
 from .survivors import Survivors, thin
 
 TOLERANCE = 1e-9
 NOISE = 0.1  # of a weight's root mean square
+# What leaves numbers as they are on their way to a table.
+_MOVES = ("view", "reshape", "expand", "unsqueeze", "squeeze", "slice", "select", "transpose", "permute", "flatten")
 _LOW_PRECISION = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -158,7 +162,7 @@ class _Proof:
         shape = [len(dim) for dim in self.index[node]]
         dtype = node.meta["val"].dtype
         if not dtype.is_floating_point:
-            return torch.zeros(shape, dtype=dtype)
+            return torch.randint(_choices(node), shape, generator=self._generator(node.name)).to(dtype)
         return torch.randn(shape, generator=self._generator(node.name), dtype=torch.float64)
 
     def _noised(self, node: fx.Node, weight: Any) -> Any:
@@ -214,6 +218,18 @@ class _Proof:
                 what = f"it differs by {error:.1e} from the whole graph without the removed channels"
                 raise VerifyError(describe(node), what, f"at most {TOLERANCE:g} in float64", "its op rule is wrong")
             self.worst = max(self.worst, error)
+
+
+def _choices(numbers: fx.Node) -> int:
+    """From how many values an integer input may be drawn: the rows of the tables that it is looked up in."""
+    extents, seen = [], [numbers]
+    for node in seen:  # grows while it is walked
+        for user in node.users:
+            if is_op(user, "embedding"):
+                extents.append(size(user.args[0].meta["val"].shape[0]))  # type: ignore[union-attr]
+            elif isinstance(user.meta.get("val"), torch.Tensor) and is_op(user, *COPIES, *_MOVES) and user not in seen:
+                seen.append(user)
+    return min(extents, default=2)
 
 
 def _call(node: fx.Node) -> Call:

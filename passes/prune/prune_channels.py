@@ -28,6 +28,7 @@ from .select.order import SCOPES
 from .select.quantities import QUANTITIES
 from .select.request import Request, refuse_overlap
 from .summary import details, skips
+from .survivors import Survivors
 
 
 @dataclass(frozen=True)
@@ -144,12 +145,13 @@ class PruneChannels(Pass):
             request = self._request(groups, ctx)
             choice = choose(groups, scores, request)
             alive = self._spend(groups, choice.alive, ctx)
-            atoms, error = groups.alive_atoms(alive), 0.0
+            atoms, error, survivors = groups.alive_atoms(alive), 0.0, Survivors()
             if not alive.all():
-                cut(index, atoms)
+                survivors = cut(index, atoms)
                 error = prove(whole, index, atoms, self.seed)
         facts = details(groups, alive, choice, self.targets(), before, cost(graph))
-        return Result(int((~alive).sum()), tuple(skips(groups, request)), {**facts, "proof_error": error})
+        facts["proof_error"] = error
+        return Result(int((~alive).sum()), tuple(skips(groups, request)), facts, survivors=survivors)
 
     def _ranked(self, index: IndexGraph, ctx: Context) -> tuple[Groups, np.ndarray]:
         """The groups, made of the pieces that suit each other best by importance, and their scores."""

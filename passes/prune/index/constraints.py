@@ -22,7 +22,14 @@ from .relation import Dim, Dims, NoRule, Relation
 EXTENT_ONE = "there is only one"
 # What may stand between a weight and the layer that it belongs to.
 COPIES = ("lift_fresh_copy", "clone", "detach", "to", "_to_copy", "alias", "contiguous")
-WEIGHT_WRAPPERS = ("fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine", "t", "transpose", "permute")
+WEIGHT_WRAPPERS = (
+    "fake_quantize_per_tensor_affine",
+    "fake_quantize_per_channel_affine",
+    "_weight_norm",
+    "t",
+    "transpose",
+    "permute",
+)
 
 
 class Constraints:

@@ -36,6 +36,7 @@ def drop(index: Constraints, node: fx.Node, call: Call) -> Dims:
     "contiguous",
     "to",
     "_to_copy",
+    "type_as",
     "detach",
     "alias",
     "lift_fresh_copy",

@@ -17,6 +17,13 @@ def embedding(index: Constraints, node: fx.Node, call: Call) -> Dims:
     return [*index[call.indices], features]
 
 
+@rule("meshgrid")
+def grid(index: Constraints, node: fx.Node, call: Call) -> list[Dims]:
+    for x in call.tensors:
+        index.freeze(index[x], "they are positions of a grid")
+    return [index.new_frozen(shape, "they are positions of a grid") for shape in extents(node)]
+
+
 @rule("index")
 def advanced_index(index: Constraints, node: fx.Node, call: Call) -> Dims:
     """Indexed dims stay, unless the only index is a constant vector: that renames. The others pass."""

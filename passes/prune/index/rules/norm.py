@@ -27,6 +27,16 @@ def over_last_dims(index: Constraints, node: fx.Node, call: Call) -> Dims:
     return x
 
 
+@rule("_weight_norm")
+def weight_norm(index: Constraints, node: fx.Node, call: Call) -> Dims:
+    """`v * g / |v|`, the norm over all dims but one: without an index it is that of the survivors."""
+    direction, length = index[call.v], index[call.g]
+    at = call.dim % len(direction)
+    index.tie(direction[at], length[at])
+    index.mix(node, [dim for d, dim in enumerate(direction) if d != at])
+    return direction
+
+
 @rule("group_norm")
 def over_groups(index: Constraints, node: fx.Node, call: Call) -> Dims:
     """Channels are groups x members: whole groups can go, or equally many members of every group."""
