@@ -9,9 +9,11 @@ if TYPE_CHECKING:
     from .ir.capture import capture
     from .ir.errors import PlanishError
     from .ir.graph import Graph
+    from .ir.parts import Parts, capture_parts
     from .loader import LoadedModel, load
     from .passes.base import Context, Pass, Result, Skip, wrap
     from .passes.pipeline import Pipeline
+    from .passes.rebind import rebind
     from .report import Report
 else:
     # Modules are imported when a name is first used: `planish --help` need not wait for torch.
@@ -21,9 +23,11 @@ else:
         ".ir.capture": ("capture",),
         ".ir.errors": ("PlanishError",),
         ".ir.graph": ("Graph",),
+        ".ir.parts": ("Parts", "capture_parts"),
         ".loader": ("LoadedModel", "load"),
         ".passes.base": ("Context", "Pass", "Result", "Skip", "wrap"),
         ".passes.pipeline": ("Pipeline",),
+        ".passes.rebind": ("rebind",),
         ".report": ("Report",),
     }
     _HOME = {name: module for module, names in _HOMES.items() for name in names}
@@ -43,6 +47,7 @@ __all__ = [
     "Context",
     "Graph",
     "LoadedModel",
+    "Parts",
     "Pass",
     "Pipeline",
     "PlanishError",
@@ -51,8 +56,10 @@ __all__ = [
     "Skip",
     "Target",
     "capture",
+    "capture_parts",
     "compile",
     "load",
+    "rebind",
     "reports",
     "wrap",
 ]

@@ -38,11 +38,16 @@ class Step:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A pipeline's new graph and what each pass did to it. `before` is the cost of the graph that went in."""
+    """A pipeline's new graph and what each pass did to it.
+
+    before  the cost of the graph that went in
+    origin  that graph itself, for `rebind`
+    """
 
     graph: Graph
     steps: tuple[Step, ...]
     before: Cost = field(repr=False)
+    origin: Graph = field(repr=False)
 
 
 class Pipeline:
@@ -122,7 +127,7 @@ class Pipeline:
             started = time.perf_counter()
             result = _run_one(entry, work, ctx)
             steps.append(Step(str(entry), result, time.perf_counter() - started, cost(work)))
-        return Outcome(work, tuple(steps), before)
+        return Outcome(work, tuple(steps), before, graph)
 
     def _advice(self, wanted: str, position: int) -> str:
         from .base import REGISTRY

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ...ir.graph import named_tensors
 from .index.index_graph import IndexGraph
 from .index.relation import Dim, Dims
 
@@ -44,9 +45,15 @@ class Survivors(Mapping[str, Kept]):
     @staticmethod
     def of(index: IndexGraph, alive: np.ndarray) -> "Survivors":
         """alive: for every atom of the index graph whether it survives."""
-        found = {name: _kept(dims, index.blocked.get(name), alive) for name, dims in index.weights.items()}
-        whole = {name for name, kept in found.items() if kept.blocks is None and not any_cut(kept)}
-        return Survivors({name: kept for name, kept in found.items() if name not in whole})
+        weights = index.graph.weights
+        found = {
+            id(weights[name]): _kept(dims, index.blocked.get(name), alive)
+            for name, dims in index.weights.items()
+            if name in weights
+        }
+        smaller = {key: kept for key, kept in found.items() if kept.blocks is not None or any_cut(kept)}
+        names = named_tensors(index.graph.module).items()  # tied names, of which the graph reads one
+        return Survivors({name: smaller[id(tensor)] for name, tensor in names if id(tensor) in smaller})
 
     def take(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """The surviving part of a tensor that has the shape which the weight `name` had before the cut."""
