@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from .pass_tables import pass_tables
 from .tables import byte_count, name, number, prose, spaced, table
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ class Report:
             self._costs(),
             self._facts(),
             self._passes(),
+            pass_tables(self.passes),
             self._declined(),
             self._kernels(),
         )

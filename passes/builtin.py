@@ -4,8 +4,17 @@ from .base import Pass
 from .canonicalize import Canonicalize
 from .fold_batch_norm import FoldBatchNorm
 from .prune.prune_channels import PruneChannels
+from .prune.sensitivity import Sensitivity
 from .quantize.calibrate import Calibrate
 from .quantize.insert_fake_quant import InsertFakeQuant
 from .sparsify import Sparsify
 
-PASSES: tuple[type[Pass], ...] = (Canonicalize, FoldBatchNorm, PruneChannels, Sparsify, InsertFakeQuant, Calibrate)
+PASSES: tuple[type[Pass], ...] = (
+    Canonicalize,
+    FoldBatchNorm,
+    Sensitivity,
+    PruneChannels,
+    Sparsify,
+    InsertFakeQuant,
+    Calibrate,
+)

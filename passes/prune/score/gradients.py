@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ....ir.errors import PlanishError, UsageError, first_line
+from ....ir.errors import UsageError, first_line
 from ....ir.graph import Graph
 from ...base import Context
 from .forward import forward
+from .loss import loss_of
 
 if TYPE_CHECKING:
     from .activations import Activations
@@ -53,7 +54,9 @@ class Gradients:
             outputs = forward(self.graph, inputs, self.by_id, activations and activations.watch)
             if activations is not None:
                 activations.check(where)
-            loss = self._loss(outputs, labels, where)
+            loss = loss_of(self.loss, outputs, labels, where)
+            if not loss.requires_grad:
+                raise UsageError(where, "the loss depends on no parameter", "expected one that gradients flow through")
             found = torch.autograd.grad(loss, list(self.leaves.values()), create_graph=twice, allow_unused=True)
             gradients = {name: g for name, g in zip(self.leaves, found, strict=True) if g is not None}
             _check_finite(gradients, "gradient", where)
@@ -66,25 +69,6 @@ class Gradients:
         if quantity in self.sums:
             for name, value in values.items():
                 self.sums[quantity][name] += value.detach()
-
-    def _loss(self, outputs: Any, labels: Any, where: str) -> torch.Tensor:
-        try:
-            loss = self.loss(outputs, labels)
-        except PlanishError:
-            raise
-        except Exception as error:
-            what = f"the loss fails: {type(error).__name__}: {first_line(error)}"
-            raise UsageError(where, what, "expected labels that fit loss(outputs, labels)") from error
-        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-            shape = list(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
-            raise UsageError(where, f"the loss is {shape}", "expected a tensor with one number")
-        if not bool(torch.isfinite(loss)):
-            raise UsageError(
-                where, f"the loss is {float(loss.detach()):g}", "check the labels, the data's range and the weights"
-            )
-        if not loss.requires_grad:
-            raise UsageError(where, "the loss depends on no parameter", "expected one that gradients flow through")
-        return loss.reshape(())
 
     def _hessian_diagonal(self, gradients: Tensors, where: str) -> Tensors:
         """Hutchinson's estimate: the mean of z * (H z) over vectors z of random signs."""

@@ -81,7 +81,7 @@ def sums_by_group(slices: list[Slice], count: int, mass: Mass, *tensors: torch.T
 
     An entry that a group owns along two dims, as on the diagonal of a square layer in a residual stream, counts once.
     """
-    masks = [_not_counted_before(slices, position) for position in range(len(slices))]
+    masks = [not_counted_before(slices, position) for position in range(len(slices))]
     totals = [np.zeros(part.number.shape) for part in slices]
     for rows, value in _blocks(slices[0].shape, mass, tensors):
         for part, mask, total in zip(slices, masks, totals, strict=True):
@@ -106,7 +106,7 @@ def _sum_over_rest(value: torch.Tensor, part: Slice) -> np.ndarray:
     return (value.sum(rest) if rest else value).numpy()
 
 
-def _not_counted_before(slices: list[Slice], position: int) -> np.ndarray | None:
+def not_counted_before(slices: list[Slice], position: int) -> np.ndarray | None:
     """False for entries whose group owns them along an earlier slice too. None where there are none."""
     part, mask = slices[position], None
     for earlier in slices[:position]:
