@@ -7,7 +7,7 @@ import os
 import traceback
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -49,14 +49,47 @@ def capture(source: Source, args: tuple[Any, ...] | torch.Tensor | None = None, 
     if args is None:
         raise UsageError("capture", "no example inputs were given", "pass capture(model, (x,))")
     args = (args,) if isinstance(args, torch.Tensor) else tuple(args)
-    return from_exported_program(export(source, args, dynamic_batch=dynamic_batch))
+    program = export(source, args, dynamic_batch=dynamic_batch)
+    try:
+        return from_exported_program(program)
+    except CaptureError:
+        if not program.range_constraints:
+            raise
+    return from_exported_program(export(source, args, dynamic_batch=False))  # its batch cannot be kept dynamic
+
+
+def capture_dynamic(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dims: Mapping[int, Collection[int]]
+) -> Graph:
+    """`capture` with chosen dynamic dims: position of a tensor among the leaves of (args, kwargs) -> its dims.
+
+    Dims that the module fixes stay fixed, but the batch (dim 0, equal in all tensors) varies or the capture fails. For
+    costs and proofs every other dynamic extent stands at its value in the example.
+    Raises CaptureError as `capture` does.
+    """
+    leaves, nesting = pytree.tree_flatten((args, kwargs))
+    extents = {leaves[position].shape[0] for position, chosen in dims.items() if 0 in chosen}
+    if extents <= {0, 1}:  # torch.export takes an example extent of 0 or 1 for a constant
+        leaves = [_of_batch_two(leaf) if 0 in dims.get(i, ()) else leaf for i, leaf in enumerate(leaves)]
+    batch = torch.export.Dim("batch") if len(extents) == 1 else torch.export.Dim.AUTO
+    hints = [
+        {d: torch.export.Dim.AUTO if d else batch for d in sorted(dims[i])} if i in dims else None
+        for i, _ in enumerate(leaves)
+    ]
+    args, kwargs = pytree.tree_unflatten(leaves, nesting)
+    hint_args, hint_kwargs = pytree.tree_unflatten(hints, nesting)
+    with _eval_form(module):
+        try:
+            named = inspect.signature(module.forward).bind(*hint_args, **hint_kwargs).arguments
+            program = _export(module, args, kwargs=kwargs, dynamic_shapes=dict(named), strict=False)
+        except Exception as error:
+            raise _capture_error(module, error) from error
+    return from_exported_program(program, keep_examples=True)
 
 
 def export(model: torch.nn.Module, args: tuple[Any, ...], *, dynamic_batch: bool) -> torch.export.ExportedProgram:
     """torch.export in eval form, non-strict first and strict as the second try; the model's own mode is restored."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with _eval_form(model):
         if dynamic_batch and (program := _export_with_dynamic_batch(model, args)):
             return program
         try:
@@ -66,13 +99,23 @@ def export(model: torch.nn.Module, args: tuple[Any, ...], *, dynamic_batch: bool
                 return _export(model, args, strict=True)
             except Exception:
                 raise _capture_error(model, first) from first
+
+
+@contextmanager
+def _eval_form(model: torch.nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
     finally:
         for module, training in modes.items():
             module.training = training
 
 
-def from_exported_program(program: torch.export.ExportedProgram) -> Graph:
+def from_exported_program(program: torch.export.ExportedProgram, *, keep_examples: bool = False) -> Graph:
     """A Graph from an exported program, in eval form: guards dropped, regions inlined, in-place ops functional.
+
+    keep_examples   symbolic extents keep the program's example values; dynamic dims but the first count at them
 
     Raises CaptureError for what a graph cannot hold: module calls, numbers as dynamic inputs, related extents.
     """
@@ -95,10 +138,12 @@ def from_exported_program(program: torch.export.ExportedProgram) -> Graph:
     graph = Graph(build_module(_own_tensors(raw), raw.graph, transient)).copy()
     graph.module.graph.eliminate_dead_code(is_impure_node=has_effect)
     try:
-        shapes.propagate(graph.module, graph.inputs)
+        shapes.propagate(graph.module, None if keep_examples else graph.inputs)
     except VerifyError as error:
         advice = "conditions between dynamic extents cannot be kept; export with fixed sizes or a dynamic batch only"
         raise CaptureError(f"capture, {error.where}", error.what, advice) from error
+    if keep_examples:
+        shapes.fix_examples(graph.module.graph)
     return graph.eval()
 
 
@@ -152,15 +197,22 @@ def _export_with_dynamic_batch(model: torch.nn.Module, args: tuple[Any, ...]) ->
         named = dict(inspect.signature(model.forward).bind(*doubled).arguments)
     except TypeError:
         return None
-    dims = pytree.tree_map_only(torch.Tensor, lambda t: {0: torch.export.Dim.AUTO}, named)
-    dims = pytree.tree_map_only(lambda leaf: not isinstance(leaf, dict), lambda _: None, dims, is_leaf=_is_dims)
-    try:
-        program = _export(model, doubled, dynamic_shapes=dims, strict=False)
-    except Exception:
-        return None  # the static capture that follows gives the better message
-    inputs = [n.meta["val"] for n in program.graph.nodes if n.name in program.graph_signature.user_inputs]
-    stayed = all(isinstance(v.shape[0], torch.SymInt) for v in inputs if isinstance(v, torch.Tensor))
-    return program if stayed else None
+    shared = [torch.export.Dim("batch")] if len(leaves) > 1 else []  # one batch for all inputs, else one for each
+    for batch in [*shared, torch.export.Dim.AUTO]:
+        dims = pytree.tree_map_only(torch.Tensor, lambda t, batch=batch: {0: batch}, named)
+        dims = pytree.tree_map_only(lambda leaf: not isinstance(leaf, dict), lambda _: None, dims, is_leaf=_is_dims)
+        try:
+            program = _export(model, doubled, dynamic_shapes=dims, strict=False)
+        except Exception:
+            continue  # the static capture that follows gives the better message
+        inputs = [n.meta["val"] for n in program.graph.nodes if n.name in program.graph_signature.user_inputs]
+        if all(isinstance(v.shape[0], torch.SymInt) for v in inputs if isinstance(v, torch.Tensor)):
+            return program
+    return None
+
+
+def _of_batch_two(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.cat([tensor, tensor]) if len(tensor) else tensor.new_zeros((2, *tensor.shape[1:]))
 
 
 def _is_dims(value: Any) -> bool:

@@ -98,12 +98,12 @@ class Graph:
         """Random inputs of the right shapes: normal floats, zeros for integers. Every symbolic extent is `batch`."""
         generator = torch.Generator().manual_seed(seed)
         values = []
-        for spec in self.inputs:
-            extents = tuple(batch if isinstance(s, str) else s for s in spec.shape)
+        for node in shapes.input_nodes(self.module.graph):
+            extents, dtype = [shapes.concrete(s, batch) for s in node.meta["val"].shape], node.meta["val"].dtype
             values.append(
-                torch.randn(extents, generator=generator, dtype=torch.float64).to(spec.dtype)
-                if spec.dtype.is_floating_point
-                else torch.zeros(extents, dtype=spec.dtype)
+                torch.randn(extents, generator=generator, dtype=torch.float64).to(dtype)
+                if dtype.is_floating_point
+                else torch.zeros(extents, dtype=dtype)
             )
         return tuple(values)
 
@@ -112,16 +112,26 @@ class Graph:
 
         Raises UsageError for inputs of a wrong shape or nesting, and for another value of a captured constant.
         """
+        args, kwargs = self.bind(args, kwargs)
+        return self.module(*args, **kwargs)
+
+    def bind(self, args: tuple, kwargs: dict[str, Any], *, least: int = 1) -> tuple[tuple, dict[str, Any]]:
+        """The (args, kwargs) that `module` takes, from those of a call in the original's form.
+
+        least   what a symbolic extent must be at least
+
+        Raises UsageError as a call does.
+        """
         structure = self.module.graph
         leaves = call_form.bind("the graph", structure, args, kwargs)
         given = dict(zip(structure.find_nodes(op="placeholder"), leaves, strict=True))
-        shapes.check_inputs("the graph", self.inputs, tuple(given[n] for n in shapes.input_nodes(structure)))
+        tensors = tuple(given[n] for n in shapes.input_nodes(structure))
+        shapes.check_inputs("the graph", self.inputs, tensors, least)
         for node, value in given.items():
             if shapes.is_constant_input(node) and value != node.meta["val"]:
                 what = f"input '{node.name}' is {value!r}"
                 raise UsageError("the graph", what, f"it was captured as {node.meta['val']!r}", "capture it again")
-        args, kwargs = call_form.arrange(structure, leaves)
-        return self.module(*args, **kwargs)
+        return call_form.arrange(structure, leaves)
 
     def call_arguments(self, tensors: tuple[Any, ...]) -> tuple[tuple, dict[str, Any]]:
         """Tensors in the order of `inputs`, as the (args, kwargs) that `graph.module` takes."""

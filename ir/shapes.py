@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import fx
@@ -21,6 +22,8 @@ from .ops import describe
 # the shape environment gives dims of equal example value one symbol. After the batch come multiples of 32, as models
 # that halve their maps again and again want them.
 EXAMPLE_EXTENTS = (2, 64, 96, 160, 192, 224)
+# Symbols that do not stand for a batch, with their example values, by the shape environment that they belong to.
+_FIXED_EXAMPLES: WeakKeyDictionary[ShapeEnv, tuple[tuple[Any, int], ...]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -86,13 +89,30 @@ def extent_text(extent: int | torch.SymInt, names: dict[Any, str]) -> int | str:
 
 
 def concrete(extent: int | torch.SymInt, batch: int = 1) -> int:
-    """An extent as a number for one batch size: every symbol that is a batch becomes `batch`."""
-    return _substituted(extent.node.expr, batch) if isinstance(extent, torch.SymInt) else int(extent)
+    """An extent as a number for one batch size: a symbol becomes `batch`, or its example value (`fix_examples`)."""
+    if not isinstance(extent, torch.SymInt):
+        return int(extent)
+    return _substituted(extent.node.expr, batch, _FIXED_EXAMPLES.get(extent.node.shape_env, ()))
 
 
 @lru_cache(maxsize=4096)
-def _substituted(expression: Any, batch: int) -> int:
-    return int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
+def _substituted(expression: Any, batch: int, fixed: tuple[tuple[Any, int], ...]) -> int:
+    return int(expression.subs({**dict.fromkeys(expression.free_symbols, batch), **dict(fixed)}))
+
+
+def fix_examples(graph: fx.Graph) -> None:
+    """From now on symbols of inner dims (an image's height) count at their example value, whatever the batch size."""
+    inputs = [node.meta["val"] for node in input_nodes(graph)]
+    batches = {s for value in inputs for extent in value.shape[:1] for s in _symbols(extent)}
+    fixed: dict[Any, int] = {}
+    for extent in (extent for value in inputs for extent in value.shape[1:]):
+        fixed |= {symbol: size(extent) for symbol in _symbols(extent) - batches}
+        if isinstance(extent, torch.SymInt):
+            _FIXED_EXAMPLES[extent.node.shape_env] = tuple(fixed.items())
+
+
+def _symbols(extent: int | torch.SymInt) -> set[Any]:
+    return set(extent.node.expr.free_symbols) if isinstance(extent, torch.SymInt) else set()
 
 
 def tensor_spec(name: str, value: torch.Tensor, names: dict[Any, str]) -> TensorSpec:
@@ -175,8 +195,8 @@ def resized(value: torch.Tensor, extents: Sequence[int | torch.SymInt], order: S
         return torch.empty_permuted(tuple(extents), tuple(order), dtype=value.dtype, device=value.device)
 
 
-def check_inputs(where: str, specs: list[TensorSpec], args: tuple[Any, ...]) -> dict[str, int]:
-    """Check a call's tensors against the inputs. Returns the extents of the symbols.
+def check_inputs(where: str, specs: list[TensorSpec], args: tuple[Any, ...], least: int = 1) -> dict[str, int]:
+    """Check a call's tensors against the inputs, symbolic extents being `least` or more. Returns those extents.
 
     Raises UsageError naming the input, what it is and what it should be.
     """
@@ -188,17 +208,17 @@ def check_inputs(where: str, specs: list[TensorSpec], args: tuple[Any, ...]) -> 
         if not isinstance(value, torch.Tensor):
             raise UsageError(where, f"input '{spec.name}' is a {type(value).__name__}", f"expected a tensor {spec}")
         fits = value.dtype == spec.dtype and len(value.shape) == len(spec.shape)
-        fits = fits and all(_extent_fits(e, s, extents) for e, s in zip(value.shape, spec.shape, strict=False))
+        fits = fits and all(_extent_fits(e, s, extents, least) for e, s in zip(value.shape, spec.shape, strict=False))
         if not fits:
             actual = f"{short_dtype(value.dtype)}[{','.join(map(str, value.shape))}]"
             raise UsageError(where, f"input '{spec.name}' is {actual}", f"expected {spec}")
     return extents
 
 
-def _extent_fits(actual: int, wanted: int | str, extents: dict[str, int]) -> bool:
+def _extent_fits(actual: int, wanted: int | str, extents: dict[str, int], least: int) -> bool:
     if isinstance(wanted, int):
         return actual == wanted
-    return actual >= 1 and (not wanted.isidentifier() or extents.setdefault(wanted, actual) == actual)
+    return actual >= least and (not wanted.isidentifier() or extents.setdefault(wanted, actual) == actual)
 
 
 def _fake_inputs(mode: FakeTensorMode, specs: list[TensorSpec]) -> list[torch.Tensor]:

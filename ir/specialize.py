@@ -11,14 +11,17 @@ from .shapes import TensorSpec
 def fix_batch(graph: Graph, batch: int) -> Graph:
     """A copy in which every symbolic extent is `batch` and shape arithmetic is replaced by its result.
 
+    Of a part of a model (`capture_parts`) only the batch is fixed so; heights and widths become those of its example.
+
     Raises UsageError for a batch below 1.
     """
     if batch < 1:
         raise UsageError("batch", f"{batch} was given", "expected 1 or more")
     fixed = graph.copy()
     specs = [
-        TensorSpec(spec.name, spec.dtype, tuple(batch if isinstance(s, str) else s for s in spec.shape))
-        for spec in fixed.inputs
+        TensorSpec(node.name, value.dtype, tuple(shapes.concrete(extent, batch) for extent in value.shape))
+        for node in shapes.input_nodes(fixed.module.graph)
+        for value in [node.meta["val"]]
     ]
     shapes.propagate(fixed.module, specs)
     for node in list(fixed.nodes):
