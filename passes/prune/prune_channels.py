@@ -64,9 +64,8 @@ class PruneChannels(Pass):
     importance: str = "l1"
     """The criterion that ranks channels: l1, l2, lamp, geometric-median, batch-norm, random; with data activation and
     apoz; with labelled data taylor, fisher and hessian (docs/importance.md)."""
-    normalizer: str | None = None
-    """How scores of different layers are made comparable: mean, max, sum, standard, gaussian or none. none given: mean,
-    and for `scope=isomorphic` the scores as they are."""
+    normalizer: str = "mean"
+    """How scores of different layers are made comparable: mean, max, sum, standard, gaussian or none."""
     scope: str | None = None
     """layer: the same share of every layer. global: first what does the least damage to its layer for what it saves.
     isomorphic: layers of one structure are ranked together, each such class loses the same share. The latter two leave
@@ -101,7 +100,8 @@ class PruneChannels(Pass):
             self._check_word(option, known)
         if self.round_to < 0:
             raise UsageError(self.name, f"round-to is {self.round_to}", "expected 0 (the target's lanes) or more")
-        self._floors(), self._ceilings()
+        self._floors()
+        self._ceilings()
 
     def _check_share(self, name: str) -> None:
         if not 0 < (value := getattr(self, name)) <= 1:
@@ -156,12 +156,11 @@ class PruneChannels(Pass):
     def _ranked(self, index: IndexGraph, ctx: Context) -> tuple[Groups, np.ndarray]:
         """The groups, made of the pieces that suit each other best by importance, and their scores."""
         evidence = gather(index.graph, ctx, self.importance, self.name)
-        normalizer = self.normalizer or ("none" if self._scope == "isomorphic" else "mean")
         groups = Groups(index)
         pieces = pieces_of(groups)
         if pieces is not groups:
-            groups = rematch(groups, pieces, importance(pieces, self.importance, evidence, normalizer))
-        return groups, importance(groups, self.importance, evidence, normalizer)
+            groups = rematch(groups, pieces, importance(pieces, self.importance, evidence, self.normalizer))
+        return groups, importance(groups, self.importance, evidence, self.normalizer)
 
     @property
     def _scope(self) -> str:

@@ -48,7 +48,7 @@ def choose(groups: Groups, scores: np.ndarray, request: Request) -> Choice:
     if request.ratio is not None:
         return _by_ratio(ranking, ladders, steps, request)
     targets = Targets.of(ranking, request.shares)
-    search = _binding_search(ranking, ladders, steps, targets, request.scope)
+    search = _final_search(ranking, ladders, steps, targets, request.scope)
     found = search.run()
     survivors = ladders.survivors(found.levels)
     _check(found, search, targets.binding(survivors), request)
@@ -84,22 +84,24 @@ def _sequence(ranking: Ranking, steps: Steps, scope: str, target: Target | None)
     return steps.sort(order.per_saving(steps, harm, target.quantity.savings(ranking.sizes)))
 
 
-def _binding_search(ranking: Ranking, ladders: Ladders, steps: Steps, targets: Targets, scope: str) -> Search:
+def _final_search(ranking: Ranking, ladders: Ladders, steps: Steps, targets: Targets, scope: str) -> Search:
     """The search along the sequence of the target that binds.
 
-    That is the one at whose place in its own sequence the others hold too, or are broken least.
+    That is the one at whose place in its own sequence the others hold too. Where there is none, the one that breaks the
+    others least comes first, and the others go on from its place, each in its own sequence.
     """
-    alone = targets.targets if scope == "global" else targets.targets[:1]
-    searches = [Search(ladders, _sequence(ranking, steps, scope, target), targets) for target in alone]
-    if len(searches) == 1:
-        return searches[0]
-
-    def broken(number: int) -> float:
-        sequence = searches[number].sequence
-        own = Search(ladders, sequence, Targets([targets.targets[number]]))
-        return float(targets(ladders.survivors(sequence.after(own.place()))))
-
-    return searches[min(range(len(searches)), key=broken)]
+    base = np.zeros(len(ladders), np.int64)
+    todo = list(targets.targets)
+    sequences = {target.name: _sequence(ranking, steps, scope, target) for target in todo}
+    while True:
+        searches = [Search(ladders, sequences[target.name], Targets([target]), base) for target in todo]
+        places = [search.after(search.place()) for search in searches]
+        broken = [float(targets(ladders.survivors(levels))) for levels in places]
+        best = min(range(len(todo)), key=broken.__getitem__)
+        if broken[best] <= 1 or len(todo) == 1:
+            return Search(ladders, searches[best].sequence, targets, base)
+        base = places[best]
+        del todo[best]
 
 
 def _check(found: Found, search: Search, target: Target, request: Request) -> None:
@@ -107,7 +109,7 @@ def _check(found: Found, search: Search, target: Target, request: Request) -> No
     starts_below = found.ratio <= 1 and not found.levels.any()
     if found.is_met or starts_below:
         return
-    least = search.ladders.survivors(search.least())
+    least = search.ladders.survivors(search.after(len(search.sequence)))
     if (excess := float(search.targets(least))) > 1 + TOLERANCE:
         worst = search.targets.binding(least)
         raise refuse_minimum(PASS, worst, excess * worst.share, _causes(request))
@@ -115,8 +117,8 @@ def _check(found: Found, search: Search, target: Target, request: Request) -> No
     advice = (
         f"ask for one of them, or lower 'round-to' from {lanes.lanes}" if lanes.lanes > 1 else "ask for one of them"
     )
-    sides = (None if ratio is None else ratio * target.share for ratio in (found.below, found.above))
-    raise refuse_gap(PASS, target, *sides, advice)
+    below, above = (None if ratio is None else ratio * target.share for ratio in (found.below, found.above))
+    raise refuse_gap(PASS, target, below, above, advice)
 
 
 def _causes(request: Request) -> list[str]:

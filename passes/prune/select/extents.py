@@ -1,7 +1,7 @@
 """Surviving extents of dims, from the number of survivors of each family, without a look at single atoms."""
 
 import numpy as np
-from scipy.sparse import coo_array, csr_array, vstack
+from scipy.sparse import coo_array, csc_array, csr_array, vstack
 
 from ..groups import alike
 from ..index.relation import Dim
@@ -25,7 +25,7 @@ class Extents:
         table = _incidence(groups.number, groups.count, dims)
         self.varies = np.diff(table.indptr) > 0
         refined = vstack([csr_array(groups.family[None] + 1), table])
-        kind = alike(refined.tocsc()) if groups.count else np.zeros(0, int)
+        kind = alike(csc_array(refined)) if groups.count else np.zeros(0, int)
         _, first = np.unique(kind, return_index=True)
         self.cell_family = groups.family[first]
         self.taken = table[:, first].tocsr()

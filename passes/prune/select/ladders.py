@@ -69,7 +69,7 @@ class Ladders:
         counts = []
         for family, unit in enumerate(self.unit):
             lead = self.members[unit][0]
-            of_lead = int(self.bounds.most[lead]) - np.arange(self.last[unit] + 1)
+            of_lead = int(self.bounds.most[lead]) - np.arange(int(self.last[unit]) + 1)
             counts.append(of_lead if family == lead else self._follow(family, int(unit), of_lead))
         lengths = [len(c) for c in counts]
         return np.cumsum([0, *lengths])[:-1], np.concatenate([np.zeros(0, int), *counts])

@@ -3,7 +3,8 @@
 layer       every family loses the same share.
 global      first what does the least damage for what it saves. Damage is the group's share of the squared importance
             that its family has left (LAMP: Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR
-            2021), so it needs no comparison of scores between layers and grows as a layer thins.
+            2021), so it needs no comparison of scores between layers and grows as a layer thins. It is done to every
+            weight matrix and filter that the group lives in: a channel of a residual stream is missed by each block.
 isomorphic  families of the same structure are ranked together by their scores, and each such class loses the same
             share (Fang et al., "Isomorphic Pruning for Vision Models", ECCV 2024).
 """
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..groups import members
+from ..groups import Groups, members
 from .isomorphism import classes
 from .ladders import Ladders
 from .quantities import PeakMemory
@@ -96,8 +97,19 @@ def class_share(steps: Steps, ranking: Ranking) -> np.ndarray:
 
 
 def harm(steps: Steps, ranking: Ranking) -> np.ndarray:
-    """What the step's last group does to its unit, by scope `global`."""
-    return _last_gone(steps, ranking, np.concatenate([np.zeros(0), *map(damage, ranking.scores)]), np.sum)
+    """What the removal of the step's last group does, by scope `global`: its damage in all layers that it lives in."""
+    damages = [count * damage(scores) for count, scores in zip(_layers(ranking.groups), ranking.scores, strict=True)]
+    return _last_gone(steps, ranking, np.concatenate([np.zeros(0), *damages]), np.sum)
+
+
+def _layers(groups: Groups) -> np.ndarray:
+    """[families]: in how many matrices and filters each lives; 1 where it is vectors only."""
+    count = np.zeros(len(groups.families))
+    for name, _, dim in groups.rows:
+        if groups.index.graph.weight(name).ndim > 1:
+            owners = groups.number[dim]
+            count[np.unique(groups.family[owners[owners >= 0]])] += 1
+    return np.maximum(count, 1)
 
 
 def damage(ascending: np.ndarray) -> np.ndarray:

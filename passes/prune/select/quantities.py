@@ -13,7 +13,7 @@ from math import prod
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
+from scipy.sparse import coo_array, csr_array
 from torch import fx
 
 from ....ir.cost import macs
@@ -24,6 +24,9 @@ from ..index.index_graph import IndexGraph
 from ..index.relation import Dims
 from .extents import Extents
 from .ranking import Ranking
+
+# Moments at which as much as this share of the peak is missing count as worst moments too.
+NEAR_WORST = 0.02
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,10 @@ class Terms:
         """[..., terms]: exact integers."""
         return self._values(self._padded(survivors))
 
-    def savings(self, survivors: np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
-        """[families]: what one more removed group saves of the (chosen) terms, to first order."""
+    def savings(self, survivors: np.ndarray, times: np.ndarray | int = 1) -> np.ndarray:
+        """[families]: what one more removed group saves of the terms, each taken so many times, to first order."""
         extents = self._padded(survivors)
-        values = self._values(extents) if chosen is None else np.where(chosen, self._values(extents), 0)
+        values = self._values(extents) * times
         slope = values[:, None] / extents[self._places]
         by_dim = np.bincount(self._places.ravel(), slope.ravel(), self._count + 1)[: self._count]
         return self._extents.by_family(by_dim)
@@ -101,7 +104,7 @@ class PeakMemory:
         self.full = int(self(ranking.sizes))
 
     @cached_property
-    def _changes(self) -> coo_array:
+    def _changes(self) -> csr_array:
         """[moments + 1, terms]: 1 where a value is made, -1 after its last use."""
         terms = np.arange(len(self._start))
         places = np.concatenate([self._start, self._end + 1]), np.concatenate([terms, terms])
@@ -118,10 +121,14 @@ class PeakMemory:
         return self.profile(survivors).max(-1, initial=0)
 
     def savings(self, survivors: np.ndarray) -> np.ndarray:
-        """[families]: what the next removed group of each family saves at the (first) worst moment, as a share."""
-        worst = int(self.profile(survivors).argmax())
-        in_use = (self._start <= worst) & (worst <= self._end)
-        return self._terms.savings(survivors, in_use) / max(self.full, 1)
+        """[families]: what the next removed group of each family saves, as a share, summed over the worst moments.
+
+        Those are all that come near the very worst one: blocks that repeat are thinned together.
+        """
+        profile = self.profile(survivors)
+        near = np.append(0, np.cumsum(profile >= (1 - NEAR_WORST) * profile.max(initial=0)))
+        times = near[self._end + 1] - near[self._start]
+        return self._terms.savings(survivors, times) / max(self.full, 1)
 
 
 Quantity = Total | PeakMemory
