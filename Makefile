@@ -25,7 +25,7 @@ $(VENV)/ready: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
 	$(PIP) "$(TORCH)"
-	$(PIP) -e '.[deploy,cuda,demo,plot,bench,dev]'
+	$(PIP) -e '.[deploy,train,cuda,demo,plot,bench,dev]'
 	@touch $@
 
 setup: $(VENV)/ready emulator  ## install everything into .venv

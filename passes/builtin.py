@@ -8,6 +8,8 @@ from .prune.sensitivity import Sensitivity
 from .quantize.calibrate import Calibrate
 from .quantize.insert_fake_quant import InsertFakeQuant
 from .sparsify import Sparsify
+from .train.finetune import Finetune
+from .train.prune_gradually import PruneGradually
 
 PASSES: tuple[type[Pass], ...] = (
     Canonicalize,
@@ -15,6 +17,8 @@ PASSES: tuple[type[Pass], ...] = (
     Sensitivity,
     PruneChannels,
     Sparsify,
+    Finetune,
+    PruneGradually,
     InsertFakeQuant,
     Calibrate,
 )

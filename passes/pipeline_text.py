@@ -132,10 +132,11 @@ def _match_pass(text: str, at: int) -> tuple[str, dict[str, Any], int]:
     found = _PASS.match(text, at)
     if not found or (found["end"] == "," and not text[found.end() :].strip()):
         raise UsageError("pipeline", f"cannot read {text[at:].strip()!r}", "expected name{option=value, ...}, name")
-    return found["name"], _read_options(found["name"], found["options"] or ""), found.end()
+    return found["name"], read_options(found["name"], found["options"] or ""), found.end()
 
 
-def _read_options(name: str, text: str) -> dict[str, Any]:
+def read_options(name: str, text: str) -> dict[str, Any]:
+    """The options between the braces of `name{...}`, as they are written."""
     options: dict[str, Any] = {}
     for part in _split(text):
         key, equals, value = part.partition("=")
