@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Entry = TypeVar("Entry")
 # Quantities that take labels: what the loss does when weights change.
-DERIVATIVES = frozenset({"gradient", "squared-gradient", "hessian"})
+DERIVATIVES = frozenset({"gradient", "squared-gradient", "curvature"})
 
 
 @dataclass(frozen=True)
@@ -158,9 +158,7 @@ CRITERIA: dict[str, Criterion] = {
     ),
     # LeCun et al., "Optimal Brain Damage", NIPS 1989: w^2 h / 2 with the diagonal h of the Hessian, here estimated
     # with random probes as in Hutchinson, Communications in Statistics 19(2), 1990; Bekas et al., 2007.
-    "hessian": Criterion(
-        loss_change("hessian", lambda w, h: w.square() * h / 2, _at_least_zero), frozenset({"hessian"})
-    ),
+    "hessian": Criterion(loss_change("curvature", lambda w, c: c / 2, _at_least_zero), frozenset({"curvature"})),
     # He et al., "Filter Pruning via Geometric Median", CVPR 2019.
     "geometric-median": Criterion(geometric_median),
     # Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021.

@@ -21,10 +21,10 @@ class Evidence:
 
     seed        of random scores
     batches     how many were seen
-    quantities  "gradient", "squared-gradient", "hessian": parameter -> a float64 tensor of its shape, the mean over
-                batches of the loss's gradient, of its square, of the diagonal of the Hessian; zeros where the loss
-                does not reach. "activation", "zeros": layer's weight -> [channels], the mean magnitude of its output
-                and the share of zeros in it, after the batch norm and the activation that follow
+    quantities  "gradient", "squared-gradient", "curvature": parameter -> a float64 tensor of its shape, the mean over
+                batches of the loss's gradient, of its square, of the squared weight times the diagonal of the Hessian;
+                zeros where the loss does not reach. "activation", "zeros": layer's weight -> [channels], the mean
+                magnitude of its output and the share of zeros in it, after the batch norm and activation that follow
     """
 
     seed: int = 0
@@ -43,7 +43,7 @@ def gather(graph: Graph, ctx: Context, criterion: str | Iterable[str], where: st
     """What one criterion, or several at once, needs; data is read only if any needs it, and once.
 
     The graph runs in eval form and is left as it was: no gradients, the same mode, the same `requires_grad`; frozen
-    parameters have gradients here too. Probes for the Hessian come from `ctx.seed`.
+    parameters have gradients here too. Probes for the curvature come from `ctx.seed`.
 
     Raises UsageError for an unknown criterion, for data that is missing, empty, wrong in shape, without labels where
     gradients are needed or shorter than its own length, and for NaN or infinity, naming the batch and the weight.

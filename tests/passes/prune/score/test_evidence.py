@@ -52,7 +52,7 @@ def test_one_run_serves_all_criteria_and_leaves_the_graph_as_it_was():
     loader, state = Counted(image_batches()), torch.get_rng_state()
     evidence = gather(graph, Context(data=loader), ALL, "test")
     assert (loader.reads, evidence.batches) == (1, 2)
-    assert set(evidence.quantities) == {"gradient", "squared-gradient", "hessian", "activation", "zeros"}
+    assert set(evidence.quantities) == {"gradient", "squared-gradient", "curvature", "activation", "zeros"}
     assert graph.module.training and graph.text() == text
     assert torch.equal(torch.get_rng_state(), state)
     for name, (tensor, value, requires_grad) in weights.items():
@@ -80,7 +80,7 @@ def test_the_same_bytes_every_time_and_no_data_for_weights_alone():
         for name, value in values.items():
             assert np.array_equal(np.asarray(value), np.asarray(two.of(quantity)[name]))
     other = gather(case.graph, Context(data=make_batches("grouped", 2), seed=1), "hessian", "test")
-    assert not torch.equal(other.of("hessian")["0.weight"], one.of("hessian")["0.weight"])
+    assert not torch.equal(other.of("curvature")["0.weight"], one.of("curvature")["0.weight"])
     loader = Counted([])
     assert gather(case.graph, Context(data=loader), ("l1", "lamp", "batch-norm"), "test").batches == loader.reads == 0
 
@@ -99,7 +99,7 @@ def test_weights_that_the_loss_does_not_reach_get_zero():
     data = [(torch.randn(5, 4), torch.randint(3, (5,)))]
     ctx = Context(data=data, loss=lambda outputs, labels: nn.functional.cross_entropy(outputs[0], labels))
     evidence = gather(graph, ctx, ("taylor", "fisher", "hessian"), "test")
-    for quantity in ("gradient", "squared-gradient", "hessian"):
+    for quantity in ("gradient", "squared-gradient", "curvature"):
         values = evidence.of(quantity)
         assert not bool(values["other.weight"].any()) and bool(values["one.weight"].any())
     assert (importance(Groups(IndexGraph(graph)), "fisher", evidence) > 0).all()
@@ -135,7 +135,9 @@ def test_transformers_and_recurrent_layers(make, width, criterion):
             importance(groups, criterion, evidence)
         return
     scores = importance(groups, criterion, evidence)
-    assert groups.count > 5 and np.isfinite(scores).all() and len(np.unique(scores)) > groups.count / 3
+    # An untrained model has groups without which the loss would fall: they all score 0.
+    distinct = groups.count / (5 if criterion == "hessian" else 2)
+    assert groups.count > 5 and np.isfinite(scores).all() and len(np.unique(scores)) > distinct
 
 
 def ctc(outputs, labels):
