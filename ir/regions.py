@@ -7,7 +7,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from .capture import capture_dynamic
-from .errors import CaptureError, PlanishError, first_line
+from .errors import CaptureError, PlanishError
 from .graph import Graph, named_tensors
 from .recording import Call
 
@@ -102,48 +102,47 @@ def check_inputs_are_tensors(calls: list[Call]) -> None:
             raise CaptureError("capture", what, "a graph takes tensors, and would fix everything else to the example's")
 
 
-def check_training_form(module: torch.nn.Module, call: Call) -> None:
-    """A module that gives something else while it trains (a loss, say) is more than its eval form."""
-    twin = copy.deepcopy(module)
-    forms = []
-    for mode in (False, True):
-        twin.train(mode)
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                result = twin(*_copied(call).args, **_copied(call).kwargs)
-        except Exception as error:
-            if not mode:
-                raise CaptureError("capture", f"it does not run alone: {first_line(error)}") from error
-            return  # a batch norm over one value, say: nothing is known about it
-        forms.append([tuple(t.shape) if isinstance(t, torch.Tensor) else t for t in pytree.tree_leaves(result)])
-    if forms[0] != forms[1]:
-        raise CaptureError("capture", "it returns something else in training form")
-
-
 def check_same_values(module: torch.nn.Module, graph: Graph, calls: list[Call]) -> None:
-    """The graph must give what the module gives on every call of the run."""
+    """The graph must give what the module gives on every call of the run, in eval form.
+
+    In training form it must give results of the same kind: a module that then returns a loss is more than its graph.
+    """
     modes = {inner: inner.training for inner in module.modules()}
     module.eval()
     try:
         for call in calls:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                wanted = module(*_copied(call).args, **_copied(call).kwargs)
-                args, kwargs = graph.bind(_copied(call).args, _copied(call).kwargs, least=0)
-                given = graph.module(*args, **kwargs)
+            wanted, given = _result(module, call), _result(graph.module, call, graph)
             if pytree.tree_structure(given) != pytree.tree_structure(wanted):
                 raise CaptureError("capture", "its output is nested in another way than the graph's")
             for got, want in zip(pytree.tree_leaves(given), pytree.tree_leaves(wanted), strict=True):
                 if not _close(got, want):
                     raise CaptureError("capture", "the graph gives other values than the module")
+        _check_training_form(module, calls[-1], wanted)
     finally:
         for inner, training in modes.items():
             inner.training = training
 
 
-def _copied(call: Call) -> Call:
-    """Modules may write into their inputs."""
+def _check_training_form(module: torch.nn.Module, call: Call, in_eval_form: Any) -> None:
+    try:
+        in_training = _result(copy.deepcopy(module).train(), call)
+    except Exception:
+        return  # a batch norm over one value, say: nothing is known about it
+    kinds = [
+        [tuple(leaf.shape) if isinstance(leaf, torch.Tensor) else type(leaf) for leaf in pytree.tree_leaves(result)]
+        for result in (in_eval_form, in_training)
+    ]
+    if kinds[0] != kinds[1]:
+        raise CaptureError("capture", "it returns something else in training form")
+
+
+def _result(module: torch.nn.Module, call: Call, graph: Graph | None = None) -> Any:
+    """What the module gives on a copy of the arguments (modules may write into them), without gradients."""
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (call.args, call.kwargs))
-    return Call(args, kwargs)
+    if graph is not None:
+        args, kwargs = graph.bind(args, kwargs, least=0)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        return module(*args, **kwargs)
 
 
 def _close(got: Any, want: Any) -> bool:
