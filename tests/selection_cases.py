@@ -40,7 +40,9 @@ class Halves(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         first, second = self.make(x).split([10, 6], 1)
-        return self.read(torch.cat([functional.interpolate(torch.sigmoid(first), scale_factor=2)[..., ::2, ::2], second], 1))
+        return self.read(
+            torch.cat([functional.interpolate(torch.sigmoid(first), scale_factor=2)[..., ::2, ::2], second], 1)
+        )
 
 
 class Grouped(nn.Module):

@@ -16,7 +16,7 @@ def of_every_layer(ladders: Ladders, families: tuple[Family, ...], ratio: float,
     Floors and ceilings hold. Raises UsageError where a layer would be left empty.
     """
     survivors = [_of_layer(ladders, number, family, ratio, where) for number, family in enumerate(families)]
-    return np.clip(np.array(survivors, np.int64), ladders.bounds.least, ladders.bounds.most)
+    return np.clip(np.array(survivors, np.int64), ladders.bounds.least, ladders.most)
 
 
 def _of_layer(ladders: Ladders, number: int, family: Family, ratio: float, where: str) -> int:

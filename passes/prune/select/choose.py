@@ -47,12 +47,13 @@ def choose(groups: Groups, scores: np.ndarray, request: Request) -> Choice:
     steps = Steps(ladders)
     if request.ratio is not None:
         return _by_ratio(ranking, ladders, steps, request)
-    targets = Targets.of(ranking, request.shares)
+    asked = Targets.of(ranking, request.shares)
+    targets = asked.that_ask()
     search = _final_search(ranking, ladders, steps, targets, request.scope)
     found = search.run()
     survivors = ladders.survivors(found.levels)
     _check(found, search, targets.binding(survivors), request)
-    reached = {target.name: float(target.reached(survivors)) for target in targets.targets}
+    reached = {target.name: float(target.reached(survivors)) for target in asked.targets}
     off_lanes = [int(f) for u in _off_lanes(found, ladders) for f in ladders.members[u]]
     return Choice(
         survivors, ranking.alive(survivors), reached, targets.binding(survivors).name, tuple(sorted(off_lanes))

@@ -24,6 +24,7 @@ class Ladders:
 
     members   for each unit its families, the largest first
     unit      family -> its unit
+    most      family -> the groups it starts with
     last      unit -> its last level
     aligned   for each unit the levels, from 0 up, whose counts fill whole lanes
     """
@@ -41,7 +42,10 @@ class Ladders:
         for number, families in enumerate(self.members):
             self.unit[families] = number
         lead = np.array([families[0] for families in self.members], int)
-        self.last = bounds.most[lead] - bounds.least[lead]
+        whole = bounds.most // self.steps * self.steps
+        fits = (bounds.most < self.sizes) & (whole >= np.maximum(bounds.least, 1))
+        self.most = np.where(fits, whole, bounds.most)  # a ceiling comes in whole lanes too
+        self.last = self.most[lead] - bounds.least[lead]
         self.aligned = [self._aligned(number) for number in range(len(self.members))]
         self._base, self._counts = self._tabulate()
 
@@ -58,18 +62,16 @@ class Ladders:
 
     def _aligned(self, number: int) -> np.ndarray:
         lead = self.members[number][0]
-        most, step = int(self.bounds.most[lead]), int(self.steps[lead])
+        most, step = int(self.most[lead]), int(self.steps[lead])
         least = max(int(self.bounds.least[lead]), step)
-        counts = range((most - 1) // step * step, least - 1, -step)
-        start = most if most == self.sizes[lead] or most < step else most // step * step
-        return np.array([most - start, *(most - count for count in counts if count < start)])
+        return most - np.array([most, *range((most - 1) // step * step, least - 1, -step)])
 
     def _tabulate(self) -> tuple[np.ndarray, np.ndarray]:
         """(where a family's counts begin, the counts of all families at all levels of their units)."""
         counts = []
         for family, unit in enumerate(self.unit):
             lead = self.members[unit][0]
-            of_lead = int(self.bounds.most[lead]) - np.arange(int(self.last[unit]) + 1)
+            of_lead = int(self.most[lead]) - np.arange(int(self.last[unit]) + 1)
             counts.append(of_lead if family == lead else self._follow(family, int(unit), of_lead))
         lengths = [len(c) for c in counts]
         return np.cumsum([0, *lengths])[:-1], np.concatenate([np.zeros(0, int), *counts])
@@ -81,4 +83,4 @@ class Ladders:
         step, at = int(self.steps[family]), self.aligned[unit]
         whole = np.maximum(np.floor(counts[at] / step + 0.5).astype(np.int64) * step, min(step, size))
         counts[at] = np.where(counts[at] < size, whole, size)
-        return np.clip(counts, self.bounds.least[family], self.bounds.most[family])
+        return np.clip(counts, self.bounds.least[family], self.most[family])

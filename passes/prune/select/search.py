@@ -108,13 +108,10 @@ class Search:
         return found
 
     def _all(self, found: Found) -> bool:
-        """Look at every combination of levels that the sequence goes through; False where there are too many."""
-        order = np.lexsort((self.sequence.levels, self.sequence.units))
-        units, levels = self.sequence.units[order], self.sequence.levels[order]
-        parts = np.split(levels, np.searchsorted(units, np.arange(1, len(self.ladders))))
-        if sum(np.log(len(part) + 1) for part in parts) > np.log(EXHAUSTIVE):
+        """Look at every combination of aligned levels; False where there are too many."""
+        options = self.ladders.aligned
+        if sum(np.log(len(levels)) for levels in options) > np.log(EXHAUSTIVE):
             return False
-        options = [np.concatenate([[0], part]) for part in parts]
         grid = np.stack(np.meshgrid(*options, indexing="ij"), axis=-1).reshape(-1, len(options))
         found.add(grid, self.ratio(grid))
         return True

@@ -43,6 +43,10 @@ class Targets:
         """[targets, ...]: what remains over what may."""
         return np.stack([target.reached(survivors) / target.share for target in self.targets])
 
+    def that_ask(self) -> "Targets":
+        """Those below 1; if there are none, all. The others always hold, and are hit without any removal."""
+        return Targets([target for target in self.targets if target.share < 1] or self.targets)
+
     def binding(self, survivors: np.ndarray) -> Target:
         return self.targets[int(self.ratios(survivors).argmax())]
 
@@ -53,21 +57,16 @@ def dashed(name: str) -> str:
 
 def refuse_minimum(where: str, target: Target, least: float, causes: list[str]) -> UsageError:
     """The error for a target that even the thinnest model that is allowed does not meet."""
-    what = f"{dashed(target.name)} {target.share:g} is below the reachable minimum of {_rounded_up(least)}"
+    what = f"{dashed(target.name)} {target.share:g} is below the reachable minimum of {least:.4g}"
     return UsageError(where, what, f"{_listed(causes)} stay", f"raise '{dashed(target.name)}'")
 
 
 def refuse_gap(where: str, target: Target, below: float | None, above: float | None, lanes: str) -> UsageError:
     """The error for a target between two reachable shares that are both more than the tolerance away."""
-    near = [f"{share:.4f}" for share in (below, above) if share is not None]
+    near = [f"{share:.4g}" for share in (below, above) if share is not None]
     what = f"no choice of channels comes within 0.5 % of {dashed(target.name)} {target.share:g}"
     are = "shares are" if len(near) > 1 else "share is"
     return UsageError(where, what, f"the nearest reachable {are} {' and '.join(near)}", lanes)
-
-
-def _rounded_up(share: float) -> str:
-    """A share that can be asked for as it is printed."""
-    return f"{np.ceil(share * 1e4) / 1e4:.4f}"
 
 
 def _listed(causes: list[str]) -> str:
