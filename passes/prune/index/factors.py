@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .components import Components, connect
+from .components import FREE, Components, connect
 from .relation import Dim, Relation
 
 
@@ -84,12 +84,17 @@ def groups_of(relation: Relation, factor: str, components: Components) -> int:
     """How many groups stay prunable along a factor if it is live; 0 if it is worthless."""
     size = relation.sizes[factor]
     boxes = [components.label[box] for box in relation.slices(factor)]
-    labels, position = np.unique(np.concatenate([box.ravel() for box in boxes]), return_inverse=True)
+    labels, first, position = np.unique(
+        np.concatenate([box.ravel() for box in boxes]), return_index=True, return_inverse=True
+    )
     digits = np.concatenate([np.tile(np.arange(size), len(box)) for box in boxes])
+    is_free = components.reason[labels] == FREE
+    if (digits[first][position] == digits).all():  # no component holds two digits: each digit is a group of its own
+        return size - len(np.unique(digits[first][~is_free])) if size > 1 else 0
     count, merged = connect(digits, size + position.ravel(), size + len(labels))
-    is_free = np.ones(count, bool)
-    is_free[merged[size:][~components.is_free[labels]]] = False
-    return int(is_free.sum()) if count > 1 else 0
+    stays = np.zeros(count, bool)
+    stays[merged[size:][~is_free]] = True
+    return int((~stays).sum()) if count > 1 else 0
 
 
 def choose(pending: list[Relation], components: Components, heads: list[Dim]) -> None:

@@ -10,7 +10,7 @@ import torch
 from ..groups import Groups
 
 # Entries of a weight that are turned into float64 at a time: small enough to stay in a core's cache.
-BLOCK = 1 << 18
+BLOCK = 1 << 16
 
 Mass = Callable[..., torch.Tensor]
 
