@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from coverage_zoo import Entry, random_tensor
 
-# The first row that fits gives the shapes of the inputs. Convolutional models get 64 pixels a side, where every layer still
-# has a map to work on; what is built for one size gets that size. Channels do not depend on it, the proof's time does.
+# The first row that fits gives the shapes of the inputs. Convolutional models get 64 pixels a side, where every layer
+# still has a map to work on; what is built for one size gets that size. Channels do not depend on it, proof times do.
 SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
     "raft_*": ((1, 3, 128, 128), (1, 3, 128, 128)),
     "mvit_*": ((1, 3, 16, 224, 224),),
