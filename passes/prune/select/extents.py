@@ -41,7 +41,7 @@ class Extents:
         removed = (self._ranking.sizes - survivors)[..., self.cell_family]
         if not self._is_plain:
             removed = np.searchsorted(self._keys, self._base + removed) - self._start
-        flat = removed.reshape(-1, len(self.cell_family))
+        flat = removed.reshape(int(np.prod(removed.shape[:-1])), len(self.cell_family))
         return (self.full - (self.taken @ flat.T).T).reshape(*removed.shape[:-1], len(self.full))
 
     def by_family(self, slope: np.ndarray) -> np.ndarray:

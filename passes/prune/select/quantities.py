@@ -114,7 +114,7 @@ class PeakMemory:
     def profile(self, survivors: np.ndarray) -> np.ndarray:
         """[..., moments]: what is in use at each moment."""
         sizes = self._terms(survivors)
-        changes = (self._changes @ sizes.reshape(-1, sizes.shape[-1]).T).T
+        changes = (self._changes @ sizes.reshape(int(np.prod(sizes.shape[:-1])), sizes.shape[-1]).T).T
         return np.cumsum(changes, axis=-1)[..., :-1].reshape(*sizes.shape[:-1], self._moments)
 
     def __call__(self, survivors: np.ndarray) -> np.ndarray:
