@@ -1,7 +1,7 @@
 """prune-channels: remove the least important channels of a model, and prove the cut."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from ...ir.graph import Graph
 from ..base import Context, Pass, Result
 from ..pipeline_text import did_you_mean
 from ..selectors import select
+from .compensate import check_methods, compensate
 from .cut import cut
 from .groups import Groups
 from .index.index_graph import IndexGraph
@@ -84,6 +85,9 @@ class PruneChannels(Pass):
     """Only channels that these layers make are removed."""
     groups: tuple[str, ...] = ()
     """Each name or pattern makes one set of layers that lose the same share, so that layers that are alike stay so."""
+    compensate: tuple[str, ...] = ()
+    """With unlabelled data, what is left takes over what the removed channels did: bias (the mean), reconstruct (least
+    squares), batch-norm (its statistics); any of them, after the proof (docs/compensation.md)."""
     seed: int = 0
     """Of the proof's random inputs and weights."""
 
@@ -102,6 +106,7 @@ class PruneChannels(Pass):
             raise UsageError(self.name, f"round-to is {self.round_to}", "expected 0 (the target's lanes) or more")
         self._floors()
         self._ceilings()
+        check_methods(self.name, self.compensate)
 
     def _check_share(self, name: str) -> None:
         if not 0 < (value := getattr(self, name)) <= 1:
@@ -123,8 +128,8 @@ class PruneChannels(Pass):
         return [Share.parse(text, self.name, "ceiling") for text in self.ceiling]
 
     def needed(self) -> frozenset[str]:
-        """Some criteria need data."""
-        return self.needs | (NEEDS[self.importance] & {"data"})
+        """Some criteria need data, and so does compensation."""
+        return self.needs | (NEEDS[self.importance] & {"data"}) | ({"data"} if self.compensate else set())
 
     def targets(self) -> dict[str, float]:
         """The targets that are given, by option."""
@@ -140,17 +145,20 @@ class PruneChannels(Pass):
         check_finite(graph, self.name)
         with eval_form(graph):  # dropout would make the proof's two graphs differ
             before, whole = cost(graph), Snapshot.of(graph)
+            original = graph.copy() if self.compensate else graph
             index = IndexGraph(graph, keep=self._kept(graph))
             groups, scores = self._ranked(index, ctx)
             request = self._request(groups, ctx)
             choice = choose(groups, scores, request)
             alive = self._spend(groups, choice.alive, ctx)
-            atoms, error, survivors = groups.alive_atoms(alive), 0.0, Survivors()
+            atoms, survivors = groups.alive_atoms(alive), Survivors()
+            done: dict[str, Any] = {"proof_error": 0.0}
             if not alive.all():
                 survivors = cut(index, atoms)
-                error = prove(whole, index, atoms, self.seed)
-        facts = details(groups, alive, choice, self.targets(), before, cost(graph))
-        facts["proof_error"] = error
+                done["proof_error"] = prove(whole, index, atoms, self.seed)
+                if self.compensate:
+                    done["compensation"] = compensate(original, graph, index, atoms, ctx, self.compensate)
+        facts = details(groups, alive, choice, self.targets(), before, cost(graph)) | done
         return Result(int((~alive).sum()), tuple(skips(groups, request)), facts, survivors=survivors)
 
     def _ranked(self, index: IndexGraph, ctx: Context) -> tuple[Groups, np.ndarray]:

@@ -1,0 +1,57 @@
+"""Ridge regression over rows that arrive in batches: only sums of products are kept, in float64."""
+
+import torch
+
+FLOOR = 1e-10  # the least penalty, of the mean square of the rows: well above the rounding of float64 sums
+
+
+class NormalEquations:
+    """Sums for `residual ~ rows @ change.T + shift`, for each of several groups at once.
+
+    Memory is groups x unknowns x (unknowns + outputs) numbers of 8 bytes, whatever the number of rows.
+    """
+
+    def __init__(self, groups: int, unknowns: int, outputs: int):
+        self.count = 0
+        self._rows = torch.zeros(groups, unknowns, dtype=torch.float64)
+        self._residual = torch.zeros(groups, outputs, dtype=torch.float64)
+        self._squares = torch.zeros(groups, unknowns, unknowns, dtype=torch.float64)
+        self._products = torch.zeros(groups, unknowns, outputs, dtype=torch.float64)
+        self._error = 0.0
+
+    def add(self, rows: torch.Tensor, residual: torch.Tensor) -> None:
+        """rows [groups, n, unknowns], residual [groups, n, outputs]."""
+        rows, residual = rows.double(), residual.double()
+        self.count += rows.shape[1]
+        self._rows += rows.sum(1)
+        self._residual += residual.sum(1)
+        self._squares.baddbmm_(rows.mT, rows)
+        self._products.baddbmm_(rows.mT, residual)
+        self._error += float(residual.square().sum())
+
+    def solve(self, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """(change [groups, outputs, unknowns], shift [groups, outputs]) with the least squared error.
+
+        ridge  the penalty on the change, in units of the mean variance of the rows. The shift is not penalised: the
+               mean error is 0 whatever the ridge.
+
+        The ridge leaves alone what the rows do not show: fewer rows than unknowns, an input that never varies.
+        """
+        mean, residual = self._rows / self.count, self._residual / self.count
+        covariance = self._squares / self.count - mean[:, :, None] * mean[:, None, :]
+        products = self._products / self.count - mean[:, :, None] * residual[:, None, :]
+        diagonal = covariance.diagonal(dim1=1, dim2=2)
+        # What is left of the variance of inputs that never vary is rounding, in proportion to their squares.
+        floor = FLOOR * self._squares.diagonal(dim1=1, dim2=2).mean(1) / self.count + torch.finfo(torch.float64).tiny
+        diagonal += torch.maximum(ridge * diagonal.mean(1), floor)[:, None]
+        change = torch.linalg.solve(covariance, products).mT
+        return change, residual - (change @ mean[:, :, None])[..., 0]
+
+    def error(self, change: torch.Tensor | None = None, shift: torch.Tensor | None = None) -> float:
+        """The squared error of a row summed over all outputs, on average over the rows; of no change without one."""
+        if change is None or shift is None:
+            return self._error / self.count
+        explained = 2 * (change.mT * self._products).sum() + 2 * (shift * self._residual).sum()
+        fitted = ((change @ self._squares) * change).sum() + self.count * shift.square().sum()
+        fitted += 2 * (shift * (change @ self._rows[:, :, None])[..., 0]).sum()
+        return max(0.0, float(self._error - explained + fitted)) / self.count

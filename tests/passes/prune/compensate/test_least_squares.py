@@ -1,0 +1,100 @@
+"""Ridge regression against numpy's lstsq, and rows of convs against PyTorch's own convs."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import planish
+from planish.passes.prune.compensate.least_squares import NormalEquations
+from planish.passes.prune.compensate.patches import outputs_of, rows_of
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
+
+
+def filled(groups: int, rows: torch.Tensor, residual: torch.Tensor, parts: int) -> NormalEquations:
+    equations = NormalEquations(groups, rows.shape[2], residual.shape[2])
+    for part, lacking in zip(rows.chunk(parts, 1), residual.chunk(parts, 1), strict=True):
+        equations.add(part, lacking)
+    return equations
+
+
+@pytest.mark.parametrize("ridge", [0.0, 1e-3, 1.0])
+def test_the_solution_is_that_of_lstsq(ridge):
+    """A ridge is ordinary least squares with rows added: sqrt(penalty * n) times the unit matrix, wanting 0."""
+    rows, residual = normal(2, 50, 6) + 3, normal(2, 50, 4, seed=1) - 2
+    change, shift = filled(2, rows, residual, 3).solve(ridge)
+    for group in range(2):
+        x, y = rows[group].numpy(), residual[group].numpy()
+        penalty = ridge * x.var(axis=0).mean() * len(x)
+        plain = np.vstack(
+            [np.hstack([x, np.ones((50, 1))]), np.hstack([np.sqrt(penalty) * np.eye(6), np.zeros((6, 1))])]
+        )
+        solved = np.linalg.lstsq(plain, np.vstack([y, np.zeros((6, 4))]), rcond=None)[0]
+        # Without a ridge there is still the floor, 1e-10 of mean squares around 10, on variances around 1.
+        np.testing.assert_allclose(change[group].T, solved[:6], rtol=0, atol=1e-8)
+        np.testing.assert_allclose(shift[group], solved[6], rtol=0, atol=1e-8)
+
+
+def test_parts_do_not_matter():
+    rows, residual = normal(1, 48, 5), normal(1, 48, 2, seed=1)
+    one, many = (filled(1, rows, residual, parts).solve(0.01) for parts in (1, 7))
+    for a, b in zip(one, many, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)  # only the order of float64 sums differs
+
+
+def test_the_error_is_the_mean_squared_residual():
+    rows, residual = normal(2, 30, 4), normal(2, 30, 3, seed=1)
+    equations = filled(2, rows, residual, 2)
+    assert equations.error() == pytest.approx(float(residual.square().sum()) / 30, rel=1e-12)
+    change, shift = equations.solve(0.01)
+    left = residual - rows @ change.mT - shift[:, None]
+    assert equations.error(change, shift) == pytest.approx(float(left.square().sum()) / 30, rel=1e-10)
+
+
+def test_what_the_rows_do_not_show_is_left_alone():
+    """Three rows for eight unknowns, one of which never varies and one is always zero."""
+    rows, residual = normal(1, 3, 8), normal(1, 3, 2, seed=1)
+    rows[..., 1], rows[..., 2] = 5.0, 0.0
+    change, shift = filled(1, rows, residual, 1).solve(1e-6)
+    assert change.isfinite().all() and shift.isfinite().all()
+    assert change[..., 1:3].abs().max() <= 1e-6
+    left = residual - rows @ change.mT - shift[:, None]
+    assert left.abs().max() <= 1e-4  # the ridge's share of the change
+
+
+def test_inputs_that_are_all_constant_give_a_shift_only():
+    rows, residual = torch.full((1, 9, 4), 0.1, dtype=torch.float64), normal(1, 9, 2)
+    change, shift = filled(1, rows, residual, 2).solve(1e-3)
+    assert change.abs().max() <= 1e-5  # rounding, 1e-16, over the floor of 1e-10 times 0.01
+    fitted = (change @ rows.mT)[0].mean(1) + shift[0]
+    torch.testing.assert_close(fitted, residual[0].mean(0), rtol=1e-12, atol=1e-12)
+
+
+LAYERS = {
+    "linear": (nn.Linear(6, 4), (2, 5, 6)),
+    "conv1d": (nn.Conv1d(4, 6, 3, padding=1), (2, 4, 9)),
+    "conv2d, grouped": (nn.Conv2d(6, 8, 3, stride=2, padding=(1, 0), groups=2), (2, 6, 7, 9)),
+    "conv2d, dilated": (nn.Conv2d(4, 6, (2, 3), dilation=(2, 1), padding=2), (2, 4, 8, 7)),
+    "conv2d, same": (nn.Conv2d(4, 6, (2, 3), padding="same"), (2, 4, 8, 7)),
+    "conv2d, depthwise": (nn.Conv2d(4, 8, 3, groups=4), (2, 4, 6, 6)),
+    "conv3d": (nn.Conv3d(2, 3, 2, padding=1), (2, 2, 4, 3, 5)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_rows_times_weight_are_the_output(name):
+    layer, shape = LAYERS[name]
+    layer = layer.double().eval()
+    graph = planish.capture(layer, (normal(*shape),))
+    (node,) = graph.calls("linear", "conv1d", "conv2d", "conv3d")
+    x, weight, groups = normal(*shape, seed=1), layer.weight.detach(), getattr(layer, "groups", 1)
+    rows, wanted = rows_of(node, x, weight), outputs_of(node, layer(x).detach(), weight, groups)
+    product = rows @ weight.flatten(1).unflatten(0, (groups, -1)).mT + layer.bias.detach().view(groups, 1, -1)
+    torch.testing.assert_close(product, wanted, rtol=1e-12, atol=1e-12)  # float64 sums in another order
