@@ -75,7 +75,7 @@ class Context:
     target    the machine that the model is for (backends.target.Target), None when unknown
     evaluate  a function Graph -> float, higher is better
     loss      a function (outputs, labels) -> scalar tensor, for passes that need gradients; cross-entropy by default
-    original  the graph that the pipeline was given, before its first pass: what distillation learns from
+    original  what distillation learns from; by default the graph that the pipeline was given, before its first pass
     progress  wraps an iterable that takes a while: progress(items, label) -> items
     """
 

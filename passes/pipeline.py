@@ -118,7 +118,8 @@ class Pipeline:
         Raises UsageError before anything runs for a wrong order or NaN in a weight; VerifyError or the pass's own
         error otherwise; PassError where a pass declined to give what a later one needs.
         """
-        ctx = dataclasses.replace(ctx or Context(), original=graph)
+        ctx = ctx or Context()
+        ctx = dataclasses.replace(ctx, original=ctx.original or graph)
         self.check(graph.properties, ctx)
         _refuse_nan(graph)
         work, before, steps = graph.copy(), cost(graph), []

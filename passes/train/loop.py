@@ -148,7 +148,10 @@ class Training:
         return Checkpoints(self.options.checkpoint, identity)
 
     def _resume(self) -> None:
-        found = self.checkpoints.load() if self.checkpoints else None
+        if self.checkpoints is None:
+            return
+        found = self.checkpoints.load()
+        self.processes.agree(found.numbers["position"]["step"] if found else -1, self.where)
         if found is None:
             return
         load_weights(self.graph, found.weights)

@@ -1,6 +1,7 @@
 """The processes of a training run, through accelerate: one, or as many as `torchrun` started on any machines."""
 
 import itertools
+import warnings
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -41,7 +42,11 @@ class Processes:
 
     def wrap(self, module: torch.nn.Module) -> torch.nn.Module:
         """The module such that its gradients are averaged over all processes."""
-        return self._accelerator.prepare_model(module) if self.count > 1 else module
+        if self.count == 1:
+            return module
+        with warnings.catch_warnings():  # torch renames `broadcast_buffers`, accelerate knows the old name only
+            warnings.simplefilter("ignore", FutureWarning)
+            return self._accelerator.prepare_model(module)
 
     def unsynchronized(self, module: torch.nn.Module) -> AbstractContextManager:
         """Gradients of the backward passes inside are kept here, to be averaged with those of a later one."""
@@ -81,6 +86,13 @@ class Processes:
             return number
         numbers = self.gather(torch.tensor(number, dtype=torch.float64))
         return float(numbers[0])
+
+    def agree(self, step: int, where: str) -> None:
+        """All processes found the same checkpoint, before one of them writes another. Raises UsageError otherwise."""
+        steps = sorted({int(found) for found in self.gather(torch.tensor(step))})
+        if len(steps) > 1:
+            what = f"some processes found a checkpoint of step {steps[-1]}, others of {max(steps[0], 0)}"
+            raise UsageError(where, what, "expected a folder that all machines share")
 
     def wait(self) -> None:
         """Until all processes are here."""

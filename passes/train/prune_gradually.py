@@ -28,7 +28,7 @@ class PruneGradually(Pass):
 
     before:  %y = conv2d(%x, w[64,32,3,3], b[64])
     after:   %y = conv2d(%x, w[32,16,3,3], b[32]), trained after each of the cuts
-    skips:   what prune-channels skips; a cut that would remove nothing is left out, the training is not
+    skips:   what prune-channels skips; a cut whose target a small model cannot meet, the last one excepted
 
     Each cut is a `prune-channels`, so the last one meets the target within 0.5 % and every one is proved.
     """
@@ -107,22 +107,23 @@ class PruneGradually(Pass):
             return Result(0)
         processes, rounds = Processes(graph, 0, self.name), self._rounds(graph)
         latest = rounds.resume(graph) if rounds else None
+        processes.agree(latest.number if latest else -1, self.name)
         done = latest or Round(0, _costs(graph), 1.0, {}, [])
         plan = self._plan()
-        skipped: tuple[Skip, ...] = ()
+        skipped: dict[Skip, None] = {}
         for number in range(done.number, len(plan) + 1):
             if number:
                 trained, remembered = self._train(graph, ctx, done, number)
                 done.facts[-1] |= {"finetune": trained.details}
                 done.momentum = remembered
             if number < len(plan):
-                skipped = self._cut(graph, ctx, done, plan[number])
+                skipped |= dict.fromkeys(self._cut(graph, ctx, done, plan[number]))
                 done.number = number + 1
                 if rounds and processes.is_main:
                     rounds.save(graph, done)
                 processes.wait()
         groups = sum(facts["groups_removed"] for facts in done.facts)
-        return Result(groups, skipped, {"cuts": done.facts, **_reached(graph, done.whole)})
+        return Result(groups, tuple(skipped), {"cuts": done.facts, **_reached(graph, done.whole)})
 
     def _train(self, graph: Graph, ctx: Context, done: Round, number: int) -> tuple[Result, OptimizerState]:
         folder = str(Path(self.checkpoint) / f"after-cut-{number}") if self.checkpoint else ""
@@ -141,7 +142,7 @@ class PruneGradually(Pass):
             left = done.channels if name == "ratio" else _share(now, done.whole, name)
             if share < left:
                 targets[name] = 1 - share / left if name == "ratio" else share / left
-        result = self.pruning(targets).run(graph, ctx) if targets else Result(0)
+        result = self._pruned(graph, ctx, targets, done.number + 1)
         before, after = result.details.get("groups", (1, 1))
         done.channels *= after / max(before, 1)
         done.momentum = {
@@ -151,6 +152,21 @@ class PruneGradually(Pass):
         }
         done.facts.append({"groups_removed": result.changed, **_reached(graph, done.whole)})
         return result.skipped
+
+    def _pruned(self, graph: Graph, ctx: Context, targets: dict[str, float], cut: int) -> Result:
+        """Small models have gaps between the shares that they can be pruned to: only the last target has to be met."""
+        if not targets:
+            return Result(0)
+        try:
+            return self.pruning(targets).run(graph, ctx)
+        except UsageError as refusal:  # of a target; nothing has been cut
+            if cut == self._cuts:
+                raise
+            return Result(0, (Skip(f"cut {cut}", f"it is left out: {refusal}"),))
+
+    @property
+    def _cuts(self) -> int:
+        return len(self._plan())
 
     def _rounds(self, graph: Graph) -> Rounds | None:
         if not self.checkpoint:
