@@ -84,6 +84,10 @@ def shuffled_by_hand(block: Block, x: Tensor, groups: int) -> Tensor:
     return x.view(b, groups, c // groups, *rest).transpose(1, 2).reshape(b, c, *rest)
 
 
+def averaged(x: Tensor) -> Tensor:
+    return x.flatten(2).mean(2).view(-1, x.shape[1], *[1] * (x.ndim - 2))
+
+
 def any_rank(conv: type[nn.Module], transposed: type[nn.Module]) -> dict[str, Maker]:
     """Blocks for values [batch, channels, positions...]."""
     return {
@@ -161,7 +165,9 @@ SPATIAL: dict[str, Maker] = {
     "batch norm": lambda b: nn.BatchNorm2d(b.channels),
     "instance norm": lambda b: nn.InstanceNorm2d(b.channels, affine=True, track_running_stats=True),
     "pixel shuffle": lambda b: leaving(
-        b, b.width, Block(lambda m, x: F.avg_pool2d(F.pixel_shuffle(m.a(x), 2), 2), a=nn.Conv2d(b.channels, 4 * b.width, 1))
+        b,
+        b.width,
+        Block(lambda m, x: F.avg_pool2d(F.pixel_shuffle(m.a(x), 2), 2), a=nn.Conv2d(b.channels, 4 * b.width, 1)),
     ),
     "pixel unshuffle": lambda b: leaving(
         b, 4 * b.channels, Block(lambda m, x: F.interpolate(F.pixel_unshuffle(x, 2), scale_factor=2, mode="nearest"))
@@ -169,12 +175,13 @@ SPATIAL: dict[str, Maker] = {
     "channel shuffle": lambda b: nn.ChannelShuffle(b.divisor()),
     "pools": lambda b: nn.Sequential(nn.MaxPool2d(3, 1, 1), nn.AdaptiveAvgPool2d((4, 4))),
     "grid sample": lambda b: Block(
-        lambda m, x: F.grid_sample(x, torch.tanh(m.a(x)).movedim(1, -1), align_corners=False), a=nn.Conv2d(b.channels, 2, 1)
+        lambda m, x: F.grid_sample(x, torch.tanh(m.a(x)).movedim(1, -1), align_corners=False),
+        a=nn.Conv2d(b.channels, 2, 1),
     ),
     "norm of channels last": lambda b: Block(
         lambda m, x: m.a(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), a=nn.LayerNorm(b.channels)
     ),
-}  # fmt: skip
+}
 SIGNAL: dict[str, Maker] = {
     **any_rank(nn.Conv1d, nn.ConvTranspose1d),
     "batch norm": lambda b: nn.BatchNorm1d(b.channels),
@@ -224,14 +231,18 @@ FEATURES: dict[str, Maker] = {
         b, b.width, Block(lambda m, x: x @ m.a.value, a=Held(torch.randn(b.channels, b.width)))
     ),
     "einsum": lambda b: leaving(
-        b, b.width, Block(lambda m, x: torch.einsum("blf,gf->blg", x, m.a.value), a=Held(torch.randn(b.width, b.channels)))
+        b,
+        b.width,
+        Block(lambda m, x: torch.einsum("blf,gf->blg", x, m.a.value), a=Held(torch.randn(b.width, b.channels))),
     ),
     "gram": lambda b: Block(lambda m, x: torch.bmm(x, torch.bmm(x.mT, m.a(x))), a=nn.Linear(b.channels, b.channels)),
     "tied": lambda b: Block(lambda m, x: m.a(torch.tanh(m.a(x))), a=nn.Linear(b.channels, b.channels)),
     "gate": lambda b: leaving(b, b.width, Block(lambda m, x: F.glu(m.a(x)), a=nn.Linear(b.channels, 2 * b.width))),
     "position": lambda b: Block(lambda m, x: x + m.a.value, a=Held(torch.randn(LENGTH, b.channels))),
     "as a signal": lambda b: leaving(
-        b, b.width, Block(lambda m, x: m.a(x.transpose(1, 2)).transpose(1, 2), a=nn.Conv1d(b.channels, b.width, 3, padding=1))
+        b,
+        b.width,
+        Block(lambda m, x: m.a(x.transpose(1, 2)).transpose(1, 2), a=nn.Conv1d(b.channels, b.width, 3, padding=1)),
     ),
     "cat": lambda b: leaving(
         b, b.channels + b.width, Block(lambda m, x: torch.cat([x, m.a(x)], -1), a=nn.Linear(b.channels, b.width))
@@ -239,15 +250,22 @@ FEATURES: dict[str, Maker] = {
     "slices": lambda b: leaving(b, b.channels - 1, Block(lambda m, x: torch.cat([x[..., 2:], x[..., :1]], -1))),
     "roll": lambda b: Block(lambda m, x: x.roll((1, -1), (1, 2))),
     "flat view": lambda b: leaving(
-        b, b.width, Block(lambda m, x: m.a(x.reshape(-1, b.channels)).view(-1, LENGTH, b.width), a=nn.Linear(b.channels, b.width))
+        b,
+        b.width,
+        Block(lambda m, x: m.a(x.reshape(-1, b.channels)).view(-1, LENGTH, b.width), a=nn.Linear(b.channels, b.width)),
     ),
-}  # fmt: skip
+}
 
 KINDS: dict[str, tuple[dict[str, Maker], tuple[int, ...], Callable[[int], nn.Module], Callable[[int], nn.Module]]] = {
-    "image": (SPATIAL, (3, 4, 4), lambda c: nn.Conv2d(3, c, 1), lambda c: nn.Sequential(nn.AdaptiveAvgPool2d((1, 2)), nn.Flatten(), nn.Linear(2 * c, 2))),
+    "image": (
+        SPATIAL,
+        (3, 4, 4),
+        lambda c: nn.Conv2d(3, c, 1),
+        lambda c: nn.Sequential(nn.AdaptiveAvgPool2d((1, 2)), nn.Flatten(), nn.Linear(2 * c, 2)),
+    ),
     "signal": (SIGNAL, (3, 6), lambda c: nn.Conv1d(3, c, 1), lambda c: nn.Conv1d(c, 2, 1)),
     "sequence": (FEATURES, (LENGTH, 3), lambda c: nn.Linear(3, c), lambda c: nn.Linear(c, 2)),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
