@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,11 +23,11 @@ from coverage_table import is_ok, prune_seconds, report
 from coverage_zoo import ZOOS, Entry, entries
 
 
-def measured(zoo: str, entry: Entry, folder: Path, timeout: float) -> dict[str, Any]:
+def measured(zoo: str, entry: Entry, folder: Path, limit: int) -> dict[str, Any]:
     """The row of one model, from an earlier run where there is one."""
     path = folder / f"{zoo}-{entry.name}.json"
     if not path.exists():
-        row = _run(zoo, entry.name, path, timeout)
+        row = _run(zoo, entry.name, path, limit)
         if row is not None:
             path.write_text(json.dumps(row, indent=1))
     row = json.loads(path.read_text())
@@ -35,18 +36,18 @@ def measured(zoo: str, entry: Entry, folder: Path, timeout: float) -> dict[str, 
     return row
 
 
-def _run(zoo: str, name: str, path: Path, timeout: float) -> dict[str, Any] | None:
+def _run(zoo: str, name: str, path: Path, limit: int) -> dict[str, Any] | None:
     """Measure in a new process, which writes the row itself; the row of the failure where it could not."""
-    command = [sys.executable, str(Path(__file__).with_name("coverage_measure.py")), zoo, name, str(path)]
+    script = Path(__file__).with_name("coverage_measure.py")
+    command = [sys.executable, str(script), zoo, name, str(path), str(limit)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
-    failed = {"name": name, "stage": "process", "seconds": {}, "parts": {}}
-    try:
-        done = subprocess.run(command, timeout=timeout, env=environment, capture_output=True, text=True)
-    except subprocess.TimeoutExpired:
-        return failed | {"error": f"it took more than {timeout:.0f} s"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if path.exists():
         return None
-    return failed | {"error": f"the process ended with {done.returncode}: {done.stderr[-300:].strip()}"}
+    is_late = -done.returncode in (signal.SIGKILL, signal.SIGXCPU)
+    why = f"killed: more than {limit} s, or out of memory" if is_late else f"it ended with {done.returncode}"
+    error = f"{why}: {done.stderr[-300:].strip()}"
+    return {"name": name, "stage": "process", "seconds": {}, "parts": {}, "error": error}
 
 
 def main() -> None:
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--only", default="*", help="a pattern of model names")
     parser.add_argument("--out", type=Path, help="the page to write; printed when not given")
     parser.add_argument("--jobs", type=int, default=1, help="models at once; figures are for 1")
-    parser.add_argument("--timeout", type=float, default=600, help="seconds for one model")
+    parser.add_argument("--limit", type=int, default=600, help="seconds of processor time for one model")
     parser.add_argument("--results", type=Path, help="keep each model's row in this folder, and use what is there")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -64,7 +65,7 @@ def main() -> None:
         zoos: dict[str, list[dict[str, Any]]] = {}
         with ThreadPoolExecutor(args.jobs) as pool:
             for zoo in args.zoo.split(","):
-                jobs = [pool.submit(measured, zoo, e, folder, args.timeout) for e in entries(zoo, args.only)]
+                jobs = [pool.submit(measured, zoo, e, folder, args.limit) for e in entries(zoo, args.only)]
                 zoos[zoo] = [job.result() for job in jobs]
     shown = [word for word in sys.argv[1:] if word not in ("--results", str(args.results))]
     text = report(zoos, f"python benchmarks/coverage.py {shlex.join(shown)}")

@@ -1,11 +1,13 @@
 """One model of the coverage benchmark, measured in a process of its own: capture, prune, prove, run, train.
 
-    python benchmarks/coverage_measure.py ZOO NAME RESULT.json
+    python benchmarks/coverage_measure.py ZOO NAME RESULT.json SECONDS
 
-Times are seconds of processor time of one thread in a fresh process.
+Times are seconds of processor time of one thread in a fresh process; after SECONDS of it the system ends the process.
 """
 
 import json
+import resource
+import subprocess
 import sys
 import traceback
 import warnings
@@ -26,6 +28,7 @@ def measure(entry: Entry) -> dict[str, Any]:
     """The row of one model: how far it came (capture, prune, run, done), seconds by step, and what was found."""
     watch = Watch()
     row: dict[str, Any] = {"name": entry.name, "stage": "build", "seconds": watch.seconds, "parts": {}}
+    row["commit"] = commit()
     try:
         with watch.step("build"):
             model = add_noise(entry.build()).eval()
@@ -108,8 +111,16 @@ def _floats(value: Any) -> list[torch.Tensor]:
     return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
 
 
+def commit() -> str | None:
+    """The commit of the package's own checkout, where it is one."""
+    command = ["git", "-C", str(Path(planish.__file__).parent), "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() or None
+
+
 def main() -> None:
-    zoo, name, path = sys.argv[1:]
+    zoo, name, path, seconds = sys.argv[1:]
+    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds)))
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)

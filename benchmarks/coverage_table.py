@@ -23,7 +23,7 @@ thread. Written by
 
     {command}
 
-on {machine}; {versions}.
+on {machine}; {versions}{commits}.
 
 - **ok**: captured; the target met within 0.5 %; every cut proved in float64 to 1e-9; forward at batch 1 and 2 (where
   the batch is dynamic) and one training step give finite numbers.
@@ -42,7 +42,9 @@ on {machine}; {versions}.
 
 def report(zoos: dict[str, list[Row]], command: str) -> str:
     """The whole page, from the rows of each zoo."""
-    head = INTRODUCTION.format(command=command, machine=machine(), versions=versions())
+    commits = sorted({row["commit"] for rows in zoos.values() for row in rows if row.get("commit")})
+    of_commits = f"; commit {', '.join(commits)}" if commits else ""
+    head = INTRODUCTION.format(command=command, machine=machine(), versions=versions(), commits=of_commits)
     return "\n".join([head, *(line for zoo, rows in zoos.items() for line in _section(zoo, rows))])
 
 
