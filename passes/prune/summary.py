@@ -13,6 +13,8 @@ from .index.index_graph import EXTENT_ONE
 from .select.choose import Choice
 from .select.request import Request
 
+# Families that the report's table shows before it says how many more there are.
+SHOWN = 16
 COSTS = {"params": "params", "macs": "macs", "bytes": "bytes", "peak_memory": "peak_bytes"}
 
 
@@ -27,11 +29,14 @@ def details(
     layers     channels of each layer before and after
     off_lanes  layers that leave the lanes of the machine so that the target is met
     fenced     calls that cannot be followed, with the reason
+    reached    the targets as a line of text; table: the families for the report
     """
     atoms, index = groups.alive_atoms(alive), groups.index
+    targets = [_target(name, share, choice, groups, alive, before, after) for name, share in asked.items()]
     return {
+        "reached": ", ".join(f"{t['target']} {t['reached']:.4g} of {t['asked']:g}" for t in targets),
         **{key: [getattr(before, key), getattr(after, key)] for key in COSTS.values()},
-        "targets": [_target(name, share, choice, groups, alive, before, after) for name, share in asked.items()],
+        "targets": targets,
         "groups": [groups.count, int(alive.sum())],
         "families": [
             {"layer": family.layer, "groups": [len(family.groups), int(alive[family.groups].sum())]}
@@ -43,7 +48,22 @@ def details(
         ],
         "off_lanes": [groups.families[family].layer for family in choice.off_lanes],
         "fenced": [[describe(node), why] for node, why in index.fenced.items()],
+        "table": _table(groups, alive),
     }
+
+
+def _table(groups: Groups, alive: np.ndarray) -> dict[str, Any]:
+    """The families in the order of the model; of very many those that lose the greatest share."""
+    sizes = np.array([len(family.groups) for family in groups.families], int)
+    left = np.array([alive[family.groups].sum() for family in groups.families], int)
+    most = np.argsort(left / np.maximum(sizes, 1), kind="stable")[:SHOWN]
+    rows = [
+        [groups.families[i].layer, int(sizes[i]), int(left[i]), f"{1 - left[i] / sizes[i]:.0%}"] for i in np.sort(most)
+    ]
+    if len(sizes) > SHOWN:
+        rest = np.sort(np.setdiff1d(np.arange(len(sizes)), most))
+        rows.append([f"{len(rest)} more", int(sizes[rest].sum()), int(left[rest].sum()), ""])
+    return {"title": "", "columns": ["channels that go together", "before", "after", "gone"], "rows": rows}
 
 
 def _target(

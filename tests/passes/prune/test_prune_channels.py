@@ -198,7 +198,7 @@ def test_a_model_with_nothing_to_remove():
 
 
 def test_lanes_come_from_the_target_or_from_round_to():
-    """Multiples of 16 in this net are too coarse for 0.6: those of a machine give way where they must, the user's not."""
+    """Multiples of 16 do not reach 0.6 in this net: those of a machine give way where they must, the user's never."""
 
     class Machine:
         lanes = 16
@@ -214,7 +214,7 @@ def test_lanes_come_from_the_target_or_from_round_to():
     families, off_lanes = left(Context(target=Machine()), round_to=4)
     assert off_lanes == [] and all(family["groups"][1] % 4 == 0 for family in families)
     with pytest.raises(
-        UsageError, match=r"shares are 0\.\d+ and 0\.\d+; ask for one of them, or lower 'round-to' from 16"
+        UsageError, match=r"minimum of 0\.6735; .* 16 channels of every layer, by 'round-to', stay"
     ):
         left(Context(), round_to=16)
 
