@@ -1,0 +1,40 @@
+"""docs/fine-tuning.md: its python blocks run in order and print what the text blocks after them say."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import torch
+from train_cases import batches, resnet_graph
+
+import planish
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "fine-tuning.md"
+_BLOCK = re.compile(r"^```(?P<kind>python|text)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def test_the_page_runs_and_prints_what_it_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text, names, printed, compared = PAGE.read_text(encoding="utf-8"), {}, "", 0
+    for block in _BLOCK.finditer(text):
+        line = text[: block.start("body")].count("\n")
+        if block["kind"] == "python":
+            output = io.StringIO()
+            with contextlib.redirect_stdout(output):
+                exec(compile("\n" * line + block["body"], PAGE.name, "exec"), names)
+            printed = output.getvalue()
+        else:
+            assert printed == block["body"], f"the text block at line {line} is not what the code prints"
+            compared += 1
+    assert compared == 6
+
+
+def test_the_recipe_runs():
+    pipeline = planish.Pipeline.parse(str(ROOT / "passes" / "recipes" / "prune-and-finetune.toml"))
+    graph = resnet_graph()
+    outcome = pipeline.run(graph, planish.Context(data=batches(16, (3, 16, 16), 10)))
+    assert outcome.steps[-1].cost.macs / outcome.before.macs <= 0.5025
+    assert outcome.steps[2].result.details["epochs"] == 10
+    assert torch.isfinite(outcome.graph(batches(4, (3, 16, 16), 10)[0][0])).all()
