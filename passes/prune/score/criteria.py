@@ -19,7 +19,7 @@ from ...pipeline_text import did_you_mean
 from ..groups import Groups
 from ..index.relation import Dim
 from .layerwise import distance_to_others, lamp
-from .slices import Mass, sums_by_group, sums_by_slice, weight_slices
+from .slices import Mass, Slice, sums_by_group, sums_by_slice, weight_slices
 
 if TYPE_CHECKING:
     from .evidence import Evidence
@@ -66,8 +66,7 @@ def _mean_mass(groups: Groups, mass: Mass) -> Iterator[tuple[np.ndarray, np.ndar
     for name, slices in weight_slices(groups).items():
         weight = groups.index.graph.weight(name)
         for part, sums in zip(slices, sums_by_slice(slices, mass, weight), strict=True):
-            found, entries = part.members(groups.count)
-            yield found, part.add_up(sums, groups.count)[found] / entries, weight.ndim == 1
+            yield part.groups, part.add_up(sums) / part.entries, weight.ndim == 1
 
 
 def lamp_shares(groups: Groups, evidence: "Evidence") -> Iterator[Reading]:
@@ -130,11 +129,8 @@ def random_order(groups: Groups, evidence: "Evidence") -> Iterator[Reading]:
 
 def _by_channel(groups: Groups, dim: Dim, values: np.ndarray) -> Reading:
     """The mean of one value per channel over the channels of each group."""
-    number = groups.number[dim]
-    inside = number >= 0
-    size = np.bincount(number[inside], minlength=groups.count)
-    found = np.flatnonzero(size)
-    return Reading(found, np.bincount(number[inside], values[inside], groups.count)[found] / size[found])
+    part = Slice("", (len(dim),), (0,), groups.number[dim])
+    return Reading(part.groups, part.add_up(values) / part.entries)
 
 
 def _at_least_zero(change: np.ndarray) -> np.ndarray:

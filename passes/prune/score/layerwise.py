@@ -1,12 +1,17 @@
 """Scores that compare a group with the others of its layer: LAMP and the geometric median."""
 
-from hashlib import blake2b
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from ..groups import members
-from .slices import BLOCK, Slice
+from .slices import Slice
+
+# Entries that are turned into float64 at a time, and rows of a block of the product of matrices.
+WIDEST = 1 << 20
+PANEL = 256
+_BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 
 
 def lamp(energy: np.ndarray, family: np.ndarray) -> np.ndarray:
@@ -16,12 +21,23 @@ def lamp(energy: np.ndarray, family: np.ndarray) -> np.ndarray:
     Groups of equal energy get equal shares; one without energy has none.
     """
     result = np.zeros_like(energy)
-    for own in members(family):
-        values = energy[own]
-        ascending = np.sort(values)
-        left = np.cumsum(ascending[::-1])[::-1][np.searchsorted(ascending, values)]
-        result[own] = np.divide(values, left, out=np.zeros_like(values), where=left > 0)
+    _, kind = np.unique(family, return_inverse=True)
+    order, size = np.lexsort((energy, kind)), np.bincount(kind)
+    start = np.cumsum(size) - size
+    for width in np.unique(size):  # families of equal size at once: a row of the table for each
+        position = order[start[size == width][:, None] + np.arange(int(width))]
+        ascending = energy[position]
+        left = np.cumsum(ascending[:, ::-1], axis=1)[:, ::-1]
+        left = np.take_along_axis(left, _first_of_equals(ascending), axis=1)
+        result[position] = np.divide(ascending, left, out=np.zeros_like(left), where=left > 0)
     return result
+
+
+def _first_of_equals(ascending: np.ndarray) -> np.ndarray:
+    """In every row, for each value the position of the first one equal to it."""
+    is_new = np.ones(ascending.shape, bool)
+    is_new[:, 1:] = ascending[:, 1:] > ascending[:, :-1]
+    return np.maximum.accumulate(np.where(is_new, np.arange(ascending.shape[1]), 0), axis=1)
 
 
 def distance_to_others(weight: torch.Tensor, part: Slice, family: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -57,22 +73,37 @@ def _mean_distances(rows: torch.Tensor) -> np.ndarray:
     Equal rows are one to the computation, and its order is that of their contents: they get the same bits, wherever
     they stand.
     """
-    contents = ((row + 0.0).contiguous().view(torch.uint8).numpy() for row in rows)  # -0 is 0
-    digests = [blake2b(content.tobytes(), digest_size=16).hexdigest() for content in contents]
-    _, first, which, times = np.unique(digests, return_index=True, return_inverse=True, return_counts=True)
+    _, first, which, times = np.unique(_checksums(rows), return_index=True, return_inverse=True, return_counts=True)
     distance = _distances(rows[torch.from_numpy(first)])
     return (distance @ times)[which] / max(len(rows) - 1, 1)
 
 
+def _checksums(rows: torch.Tensor) -> np.ndarray:
+    """A 64-bit sum of the bits of each row times fixed random numbers: exact, so the same wherever a row stands."""
+    generator = torch.Generator().manual_seed(0)
+    total = torch.zeros(len(rows), dtype=torch.int64)
+    for block in _columns(rows):
+        bits = (block + 0.0).contiguous().view(_BITS[block.element_size()])  # -0 is 0
+        total += (bits * torch.randint(-(1 << 62), 1 << 62, (block.shape[1],), generator=generator)).sum(1)
+    return total.numpy()
+
+
 def _distances(rows: torch.Tensor) -> np.ndarray:
-    """[rows, rows]: Euclidean distances from one product of matrices in float64, a block of columns at a time."""
+    """[rows, rows]: Euclidean distances from one product of matrices in float64."""
     count = len(rows)
     gram = torch.zeros(count, count, dtype=torch.float64)
-    step = max(1, BLOCK // max(count, 1))
-    for start in range(0, rows.shape[1], step):
-        block = rows[:, start : start + step].double()
+    for block in _columns(rows):
+        block = block.double()
         block = block - block.mean(0)  # what all share would cancel in the difference below
-        gram += block @ block.T
-    squares = gram.diagonal()
-    distance = (squares[:, None] + squares - 2 * gram).clamp(min=0).sqrt()
+        for start in range(0, count, PANEL):  # the upper triangle is enough
+            gram[start : start + PANEL, start:] += block[start : start + PANEL] @ block[start:].T
+    gram = gram.triu()
+    gram += gram.triu(1).T
+    squares = gram.diagonal().clone()
+    distance = gram.mul_(-2).add_(squares).add_(squares[:, None]).clamp_(min=0).sqrt_()
     return distance.fill_diagonal_(0).numpy()
+
+
+def _columns(rows: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Blocks of columns that are small enough to be copied."""
+    yield from rows.split(max(1, WIDEST // max(len(rows), 1)), dim=1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -29,20 +30,28 @@ class Slice:
     kept: tuple[int, ...]
     number: np.ndarray
 
-    def members(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The groups in it, ascending, and how many entries each owns. count: the number of all groups."""
-        indices = np.bincount(self.number[self.number >= 0], minlength=count)
-        present = np.flatnonzero(indices)
-        return present, indices[present] * (prod(self.shape) // self.number.size)
+    @cached_property
+    def _owned(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(groups in it, for every index that has a group its position among them, indices of each)."""
+        return np.unique(self.number[self.number >= 0], return_inverse=True, return_counts=True)
+
+    @property
+    def groups(self) -> np.ndarray:
+        """The groups in it, ascending."""
+        return self._owned[0]
+
+    @property
+    def entries(self) -> np.ndarray:
+        """How many entries of the weight each of `groups` owns along these dims."""
+        return self._owned[2] * (prod(self.shape) // self.number.size)
+
+    def add_up(self, by_index: np.ndarray) -> np.ndarray:
+        """For each of `groups` the sum of values per index of the kept dims."""
+        return np.bincount(self._owned[1].ravel(), by_index[self.number >= 0], len(self.groups))
 
     def spread(self) -> np.ndarray:
         """`number` with an extent of 1 for every dim of the view that is not kept."""
         return self.number.reshape([n if d in self.kept else 1 for d, n in enumerate(self.shape)])
-
-    def add_up(self, by_index: np.ndarray, count: int) -> np.ndarray:
-        """[groups]: the sums of values per index of the kept dims."""
-        inside = self.number >= 0
-        return np.bincount(self.number[inside], by_index[inside], count)
 
 
 def weight_slices(groups: Groups) -> dict[str, list[Slice]]:
@@ -87,7 +96,10 @@ def sums_by_group(slices: list[Slice], count: int, mass: Mass, *tensors: torch.T
         for part, mask, total in zip(slices, masks, totals, strict=True):
             own = value if mask is None else value * torch.from_numpy(_rows_of(mask, rows))
             total[rows if 0 in part.kept else ...] += _sum_over_rest(own, part)
-    return sum((part.add_up(total, count) for part, total in zip(slices, totals, strict=True)), np.zeros(count))
+    result = np.zeros(count)
+    for part, total in zip(slices, totals, strict=True):
+        result[part.groups] += part.add_up(total)
+    return result
 
 
 def _blocks(
@@ -102,8 +114,11 @@ def _blocks(
 
 
 def _sum_over_rest(value: torch.Tensor, part: Slice) -> np.ndarray:
-    rest = [d for d in range(value.ndim) if d not in part.kept]
-    return (value.sum(rest) if rest else value).numpy()
+    """Leading dims first: that is a sum of rows, and leaves little for the strided rest."""
+    for dims in (range(part.kept[0]), range(part.kept[0] + 1, value.ndim)):
+        rest = [d for d in dims if d not in part.kept]
+        value = value.sum(rest, keepdim=True) if rest else value
+    return value.numpy().reshape([value.shape[d] for d in part.kept])
 
 
 def not_counted_before(slices: list[Slice], position: int) -> np.ndarray | None:
