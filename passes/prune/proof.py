@@ -125,6 +125,7 @@ class _Proof:
         """
         mixed = self.index.mixed[node]
         main = node.all_input_nodes[0]
+        self._check_places(node, main)
 
         def survivors(n: fx.Node) -> Any:
             if n not in self.values:
@@ -133,10 +134,25 @@ class _Proof:
             is_parameter = n is not main and [len(d) for d in dims] == [len(d) for d in mixed]
             return thin(self.values[n], mixed if is_parameter else dims, self.alive)
 
-        small = _evaluate(_call(node), survivors)
+        small = self._evaluate_cut(_call(node), survivors)
         if isinstance(small, torch.Tensor):
             return self._spread(small, self.index[node])
         return [self._spread(part, dims) for part, dims in zip(small, self.index.values[node], strict=True)]
+
+    def _check_places(self, node: fx.Node, main: fx.Node) -> None:
+        """An op that mixes leaves each index where it was: results, and operands of one shape, keep what `main` keeps.
+
+        The result is put where the rule says that survivors are, so that the comparison of values cannot see it.
+        """
+        dims = self.index[main]
+        passing = [dim for dim in dims if not any(dim is other for other in self.index.mixed[node])]
+        operands = [self.index[n] for n in node.all_input_nodes[1:] if len(self.index.values.get(n, ())) == 1]
+        for other in (*self.index.values[node], *(o for o in operands if len(o) == len(dims))):
+            expected = dims if len(other) == len(dims) else passing
+            for mine, its in zip(expected, other, strict=False):
+                if len(mine) == len(its) and not np.array_equal(self.alive[mine], self.alive[its]):
+                    what = "it would keep other indices of its result or of another operand than of its input"
+                    raise VerifyError(describe(node), what, "its op rule is wrong", "keep the layer with 'keep'")
 
     def _spread(self, small: torch.Tensor, dims: Dims) -> torch.Tensor:
         """The surviving part of a value in its place among zeros."""
@@ -152,11 +168,17 @@ class _Proof:
             return self._noised_cut(node)
         if node.op == "output":
             return fx.map_arg(call.args[0], self.cut_values.__getitem__)
+        return self._evaluate_cut(call, self.cut_values.__getitem__)
+
+    def _evaluate_cut(self, call: Call, value_of: Callable[[fx.Node], Any]) -> Any:
+        """Run a node of the cut graph. Raises VerifyError where the shapes that are left do not fit."""
         try:
-            return _evaluate(call, self.cut_values.__getitem__)
+            return _evaluate(call, value_of)
         except (RuntimeError, ValueError, IndexError) as error:
             what = f"it does not run after the cut: {str(error).splitlines()[0]}"
-            raise VerifyError(describe(node), what, "its op rule is wrong", "keep the layer with 'keep'") from error
+            raise VerifyError(
+                describe(call.node), what, "its op rule is wrong", "keep the layer with 'keep'"
+            ) from error
 
     def _input(self, node: fx.Node) -> torch.Tensor:
         shape = [len(dim) for dim in self.index[node]]

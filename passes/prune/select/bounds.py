@@ -70,6 +70,10 @@ class Bounds:
         least, most = np.where(chosen, least, sizes), np.where(chosen, most, sizes)
         return Bounds(least, most, ~np.isnan(low) | ~chosen)
 
+    def keeping(self, count: np.ndarray) -> "Bounds":
+        """Bounds that leave at least so many groups of each family, whatever is asked."""
+        return Bounds(np.maximum(self.least, count), np.maximum(self.most, count), self.is_protected)
+
 
 def families_of(groups: Groups, weight: str) -> np.ndarray:
     """The families of the channels that a weight makes; of all its dims where it makes none (a bias, a norm)."""

@@ -8,6 +8,7 @@ from ..groups import Groups
 from . import by_share, order
 from .bounds import LEAST_SHARE
 from .ladders import Ladders
+from .last_ones import last_ones
 from .order import Sequence, Steps
 from .quantities import PeakMemory
 from .ranking import Ranking
@@ -42,8 +43,10 @@ def choose(groups: Groups, scores: np.ndarray, request: Request) -> Choice:
     Raises UsageError for a target below what is reachable or in a gap between two reachable values, and for a ratio
     that would leave a layer empty or that floors do not allow.
     """
-    ranking = Ranking(groups, scores)
-    ladders = Ladders(groups, request.bounds, request.rounding, request.sets)
+    last = last_ones(groups, scores)
+    ranking = Ranking(groups, scores, last)
+    bounds = request.bounds.keeping(np.bincount(groups.family[last], minlength=len(groups.families)))
+    ladders = Ladders(groups, bounds, request.rounding, request.sets)
     steps = Steps(ladders)
     if request.ratio is not None:
         return _by_ratio(ranking, ladders, steps, request)

@@ -13,10 +13,12 @@ class Ranking:
     scores  for each family the importances in that order
     """
 
-    def __init__(self, groups: Groups, scores: np.ndarray):
+    def __init__(self, groups: Groups, scores: np.ndarray, last: np.ndarray | None = None):
+        """last: for every group whether it goes after all others of its family."""
         self.groups = groups
         self.sizes = np.array([len(family.groups) for family in groups.families], dtype=np.int64)
-        order = np.lexsort((np.arange(groups.count), scores, groups.family))
+        late = np.zeros(groups.count, bool) if last is None else last
+        order = np.lexsort((np.arange(groups.count), scores, late, groups.family))
         self.starts = np.cumsum(self.sizes) - self.sizes
         self.rank = np.empty(groups.count, np.int64)
         self.rank[order] = np.arange(groups.count) - np.repeat(self.starts, self.sizes)

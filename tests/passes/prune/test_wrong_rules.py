@@ -255,17 +255,6 @@ MISSING = {
 NO_MAP = {"constant"}
 
 
-# Mistakes that the proof does not see: it puts the result of an op that mixes a dim where the rule says that the result
-# has survivors, and reads every operand by the rule's own map.
-UNSEEN = [("over_last_dims", 2), ("weight_norm", 0), ("over_groups", 2), ("similarity", 1)]
-# Here it stops with PyTorch's own error instead.
-UNCAUGHT = ["normalized_shape", "num_groups"]
-
-
-def unless(seen: bool, *values):
-    return pytest.param(*values, marks=[] if seen else [pytest.mark.xfail(strict=True)], id="-".join(map(str, values)))
-
-
 @cache
 def captured(name: str):
     torch.manual_seed(0)
@@ -296,7 +285,7 @@ def test_the_right_rules_pass(name, cut_at_random):
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(
     ("rule", "number"),
-    [unless((rule, i) not in UNSEEN, rule, i) for rule, rows in WRONG.items() for i in range(len(rows))],
+    [(rule, number) for rule, rows in WRONG.items() for number in range(len(rows))],
 )
 def test_a_wrong_rule_is_caught(rule, number, seed, cut_at_random, monkeypatch):
     mistake, model = WRONG[rule][number]
@@ -306,7 +295,7 @@ def test_a_wrong_rule_is_caught(rule, number, seed, cut_at_random, monkeypatch):
         cut_at_random(example(model), seed)
 
 
-@pytest.mark.parametrize("refit", [unless(refit not in UNCAUGHT, refit) for refit in MISSING])
+@pytest.mark.parametrize("refit", MISSING)
 def test_a_missing_refit_is_caught(refit, cut_at_random, monkeypatch):
     for op in names_of(REFITS, refit):
         monkeypatch.delitem(REFITS, op)
