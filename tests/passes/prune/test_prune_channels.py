@@ -213,9 +213,7 @@ def test_lanes_come_from_the_target_or_from_round_to():
     assert 1 <= len(off_lanes) <= 3
     families, off_lanes = left(Context(target=Machine()), round_to=4)
     assert off_lanes == [] and all(family["groups"][1] % 4 == 0 for family in families)
-    with pytest.raises(
-        UsageError, match=r"minimum of 0\.6735; .* 16 channels of every layer, by 'round-to', stay"
-    ):
+    with pytest.raises(UsageError, match=r"minimum of 0\.6735; .* 16 channels of every layer, by 'round-to', stay"):
         left(Context(), round_to=16)
 
 
