@@ -1,5 +1,6 @@
 """What can be done at one layer of a cut graph. Each reads the data once, and says what it brought."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -8,12 +9,12 @@ from ....ir import rewrite
 from ....ir.graph import Graph
 from ....ir.ops import CONVS, TRANSPOSED_CONVS, arguments, op_name
 from .comparison import Comparison
-from .least_squares import NormalEquations
+from .least_squares import NormalEquations, best_ridge
 from .moments import Moments
 from .patches import channel_last, outputs_of, rows_of
 from .places import Place, shift
 
-RIDGE = 1e-3  # of the mean variance of a layer's inputs
+RIDGES = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)  # of the mean variance of a layer's inputs
 EQUATIONS_BYTES = 2**30  # what the sums of one layer may take
 ROWS_BYTES = 2**27  # what the rows of one step may take
 
@@ -40,21 +41,24 @@ def reconstruct(work: Comparison, place: Place) -> dict[str, Any]:
     """Solve for the weight and bias that bring the output nearest to the wanted one, over all data and positions.
 
     He, Zhang and Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, section 3.1, with an
-    intercept and a ridge that pulls towards the weight that the layer has.
+    intercept and a ridge that pulls towards the weight that the layer has. Of the ridges that one is taken with which
+    every other sample foretells the rest best: a layer with many inputs and few data keeps nearly all of its weight.
     """
     weight = work.graph.weight(place.weight)
     groups, unknowns, outputs = _extents(work.graph, place)
-    equations, whole = NormalEquations(groups, unknowns, outputs), Moments()
-    for x, y, wanted in work.outputs(place):
-        for part, lacking in _parts(place, x, wanted - y, weight, groups * unknowns):
-            equations.add(rows_of(place.node, part, weight), outputs_of(place.node, lacking, weight, groups))
+    halves, whole = [NormalEquations(groups, unknowns, outputs) for _ in range(2)], Moments()
+    for half, x, y, wanted in _samples(work, place, groups * unknowns):
+        lacking = outputs_of(place.node, wanted - y, weight, groups)
+        halves[half].add(rows_of(place.node, x, weight), lacking)
         whole.add(channel_last(wanted, channel_axis(place, wanted)))
-    change, amount = equations.solve(RIDGE)
+    ridge, held_out = best_ridge(*halves, RIDGES)
+    equations = halves[0].joined(halves[1])
+    change, amount = equations.solve(ridge)
     rewrite.set_weight(work.graph, place.weight, weight + change.reshape(weight.shape).to(weight))
     shift(work.graph, place.node, amount.flatten())
-    scale = float(whole.variance.sum())
-    before, after = equations.error(), equations.error(change, amount)
-    return {"how": "reconstruct", "error": [_share(before, scale), _share(after, scale)]}
+    errors = [_share(e, float(whole.variance.sum())) for e in (equations.error(), equations.error(change, amount))]
+    held_out = _share(held_out, float(whole.variance.sum()))
+    return {"how": "reconstruct", "error": errors, "held_out": held_out, "ridge": ridge}
 
 
 def reestimate(work: Comparison, place: Place) -> dict[str, Any]:
@@ -67,8 +71,8 @@ def reestimate(work: Comparison, place: Place) -> dict[str, Any]:
     """
     now, before = Moments(), Moments()
     for x, wanted in work.inputs(place):
-        now.add(channel_last(x, min(1, x.ndim - 1)))
-        before.add(channel_last(wanted, min(1, x.ndim - 1)))
+        now.add(channel_last(x, 1))
+        before.add(channel_last(wanted, 1))
     call = arguments(place.node)
     names = [str(node.target) for node in (call.running_mean, call.running_var)]
     mean, variance = (work.graph.weight(name).double() for name in names)
@@ -76,7 +80,7 @@ def reestimate(work: Comparison, place: Place) -> dict[str, Any]:
     ratio = torch.where(varies, now.variance, 1.0) / torch.where(varies, before.variance, 1.0)
     moved = {
         names[0]: now.mean - (before.mean - mean) * ratio.sqrt(),
-        names[1]: (variance + call.eps) * ratio - call.eps,
+        names[1]: ((variance + call.eps) * ratio - call.eps).clamp(min=0),
     }
     for name, value in moved.items():
         rewrite.set_weight(work.graph, name, value.to(work.graph.weight(name)))
@@ -88,7 +92,7 @@ def why_not_reconstructed(graph: Graph, place: Place) -> str | None:
     if op_name(place.node) in TRANSPOSED_CONVS:
         return "outputs of a transposed conv overlap: only its bias is corrected"
     groups, unknowns, outputs = _extents(graph, place)
-    taken = 8 * groups * unknowns * (unknowns + outputs)
+    taken = 3 * 8 * groups * unknowns * (unknowns + outputs)  # two halves and their sum
     if taken > EQUATIONS_BYTES:
         return f"its equations would take {taken / 2**30:.1f} GiB: only its bias is corrected"
     return None
@@ -96,26 +100,43 @@ def why_not_reconstructed(graph: Graph, place: Place) -> str | None:
 
 def channel_axis(place: Place, y: torch.Tensor) -> int:
     """Where the channels of a product's output are; those of a conv come before its spatial dims."""
-    if op_name(place.node) == "linear":
-        return y.ndim - 1
-    return y.ndim - (place.twin.meta["val"].ndim - 1)
+    spatial = 0 if op_name(place.node) == "linear" else _rank(place) - 2
+    return y.ndim - 1 - spatial
 
 
 def _extents(graph: Graph, place: Place) -> tuple[int, int, int]:
     """(groups, unknowns of one output, outputs of one group)."""
     weight = graph.weight(place.weight)
     groups = arguments(place.node).groups if op_name(place.node) in CONVS else 1
-    outputs = weight.shape[0] if weight.ndim > 1 else 1
+    outputs = weight.shape[0]
     return groups, weight.numel() // outputs, outputs // groups
 
 
-def _parts(place: Place, x: torch.Tensor, lacking: torch.Tensor, weight: torch.Tensor, width: int):
-    """The batch in parts whose rows fit the bound."""
-    if op_name(place.node) != "linear" and x.ndim < weight.ndim:  # a conv without a batch
-        return [(x, lacking)]
-    positions = lacking.numel() // max(len(lacking) * (weight.shape[0] if weight.ndim > 1 else 1), 1)
-    step = max(1, ROWS_BYTES // max(8 * positions * width, 1))
-    return zip(x.split(step), lacking.split(step), strict=True)
+def _rank(place: Place) -> int:
+    """The dims of a product's weight; of as many dims is the output of a conv with a batch."""
+    return arguments(place.node).weight.meta["val"].ndim
+
+
+def _samples(
+    work: Comparison, place: Place, width: int
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """(half, input, output, wanted output): samples go to half 0 and 1 in turn, in parts whose rows fit the bound.
+
+    width: the numbers in a row of all groups.
+    """
+    seen = 0
+    for values in work.outputs(place):
+        if values[1].ndim < _rank(place):  # no batch
+            yield seen % 2, *values
+            seen += 1
+            continue
+        y = values[1]
+        positions = y.numel() // max(len(y) * y.shape[channel_axis(place, y)], 1)
+        step = max(2, ROWS_BYTES // max(8 * positions * width, 1))
+        for parts in zip(*(value.split(step) for value in values), strict=True):
+            for first in range(min(2, len(parts[0]))):
+                yield (seen + first) % 2, *(part[first::2] for part in parts)
+            seen += len(parts[0])
 
 
 def _share(part: float, whole: float) -> float:

@@ -1,5 +1,7 @@
 """Ridge regression over rows that arrive in batches: only sums of products are kept, in float64."""
 
+from collections.abc import Sequence
+
 import torch
 
 FLOOR = 1e-10  # the least penalty, of the mean square of the rows: well above the rounding of float64 sums
@@ -29,6 +31,13 @@ class NormalEquations:
         self._products.baddbmm_(rows.mT, residual)
         self._error += float(residual.square().sum())
 
+    def joined(self, other: "NormalEquations") -> "NormalEquations":
+        """The equations of the rows of both."""
+        result = NormalEquations(*self._products.shape)
+        for name, value in vars(self).items():
+            setattr(result, name, value + getattr(other, name))
+        return result
+
     def solve(self, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
         """(change [groups, outputs, unknowns], shift [groups, outputs]) with the least squared error.
 
@@ -44,7 +53,7 @@ class NormalEquations:
         # What is left of the variance of inputs that never vary is rounding, in proportion to their squares.
         floor = FLOOR * self._squares.diagonal(dim1=1, dim2=2).mean(1) / self.count + torch.finfo(torch.float64).tiny
         diagonal += torch.maximum(ridge * diagonal.mean(1), floor)[:, None]
-        change = torch.linalg.solve(covariance, products).mT
+        change = torch.cholesky_solve(products, torch.linalg.cholesky(covariance)).mT
         return change, residual - (change @ mean[:, :, None])[..., 0]
 
     def error(self, change: torch.Tensor | None = None, shift: torch.Tensor | None = None) -> float:
@@ -55,3 +64,18 @@ class NormalEquations:
         fitted = ((change @ self._squares) * change).sum() + self.count * shift.square().sum()
         fitted += 2 * (shift * (change @ self._rows[:, :, None])[..., 0]).sum()
         return max(0.0, float(self._error - explained + fitted)) / self.count
+
+
+def best_ridge(one: NormalEquations, other: NormalEquations, ridges: Sequence[float]) -> tuple[float, float]:
+    """The ridge with which the solution of each half of the rows is best on the other half, and its mean error there.
+
+    Twofold cross-validation, from the sums alone. Where a half has no rows: the greatest ridge and a NaN.
+    """
+    if not (one.count and other.count):
+        return max(ridges), float("nan")
+    halves, count = ((one, other), (other, one)), one.count + other.count
+    errors = {
+        ridge: sum(seen.error(*fitted.solve(ridge)) * seen.count for fitted, seen in halves) / count for ridge in ridges
+    }
+    ridge = min(errors, key=errors.__getitem__)
+    return ridge, errors[ridge]

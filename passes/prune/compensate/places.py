@@ -123,6 +123,8 @@ def _why_not(graph: Graph, node: fx.Node) -> str | None:
         owned = [call.running_mean, call.running_var]
     elif is_op(node, *WEIGHTED_PRODUCTS):
         call = arguments(node)
+        if call.weight.meta["val"].ndim < 2:
+            return "its weight is a vector"
         owned = [call.weight, *([call.bias] if call.bias is not None else [])]
     else:
         return "it multiplies two values: there is no weight to adjust"

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import planish
-from planish.passes.prune.compensate.least_squares import NormalEquations
+from planish.passes.prune.compensate.least_squares import NormalEquations, best_ridge
 from planish.passes.prune.compensate.patches import outputs_of, rows_of
 
 
@@ -56,6 +56,39 @@ def test_the_error_is_the_mean_squared_residual():
     change, shift = equations.solve(0.01)
     left = residual - rows @ change.mT - shift[:, None]
     assert equations.error(change, shift) == pytest.approx(float(left.square().sum()) / 30, rel=1e-10)
+
+
+def test_the_ridge_is_that_of_twofold_cross_validation():
+    """Against the errors of both halves computed row by row."""
+    rows = normal(1, 40, 15)
+    residual = rows[..., :3] * 0.3 + 0.6 * normal(1, 40, 3, seed=1)
+    ridges = (1e-3, 0.1, 1.0, 10.0)
+    halves = [slice(0, None, 2), slice(1, None, 2)]
+    one, other = (filled(1, rows[:, half], residual[:, half], 1) for half in halves)
+    errors = []
+    for ridge in ridges:
+        total = 0.0
+        for fitted, seen in ((one, halves[1]), (other, halves[0])):
+            change, shift = fitted.solve(ridge)
+            total += float((residual[:, seen] - rows[:, seen] @ change.mT - shift[:, None]).square().sum())
+        errors.append(total / 40)
+    ridge, error = best_ridge(one, other, ridges)
+    assert ridge == ridges[int(np.argmin(errors))] not in (ridges[0], ridges[-1])
+    assert error == pytest.approx(min(errors), rel=1e-10)  # from sums instead of rows
+
+
+def test_a_half_without_rows_takes_the_greatest_ridge():
+    one = filled(1, normal(1, 4, 3), normal(1, 4, 2), 1)
+    ridge, error = best_ridge(one, NormalEquations(1, 3, 2), (0.1, 10.0))
+    assert ridge == 10.0
+    assert np.isnan(error)
+
+
+def test_joined_equations_are_those_of_all_rows():
+    rows, residual = normal(2, 20, 4), normal(2, 20, 3, seed=1)
+    one, other = (filled(2, rows[:, half], residual[:, half], 1) for half in (slice(0, 9), slice(9, 20)))
+    for got, wanted in zip(one.joined(other).solve(0.1), filled(2, rows, residual, 1).solve(0.1), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-11, atol=1e-12)  # only the order of float64 sums differs
 
 
 def test_what_the_rows_do_not_show_is_left_alone():
