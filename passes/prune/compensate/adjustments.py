@@ -46,7 +46,8 @@ def reconstruct(work: Comparison, place: Place) -> dict[str, Any]:
     """
     weight = work.graph.weight(place.weight)
     groups, unknowns, outputs = _extents(work.graph, place)
-    halves, whole = [NormalEquations(groups, unknowns, outputs) for _ in range(2)], Moments()
+    halves = (NormalEquations(groups, unknowns, outputs), NormalEquations(groups, unknowns, outputs))
+    whole = Moments()
     for half, x, y, wanted in _samples(work, place, groups * unknowns):
         lacking = outputs_of(place.node, wanted - y, weight, groups)
         halves[half].add(rows_of(place.node, x, weight), lacking)
