@@ -32,6 +32,7 @@ def compile(
     seed: int = 0,
     fuel: int | None = None,
     evaluate: Callable[[Graph], float] | None = None,
+    loss: Callable[[Any, Any], torch.Tensor] = torch.nn.functional.cross_entropy,
     progress: Callable[[Iterable, str], Iterable] = no_progress,
 ) -> "CompiledModel":
     """Make a model thin and compile it for a machine.
@@ -40,16 +41,19 @@ def compile(
     args      example inputs, needed for an nn.Module: one tensor or a tuple
     recipe    a pipeline: one line of text, a path to a .toml file, or passes
     target    a row of `planish targets`
-    data      batches for calibration, readable more than once
+    data      batches for calibration, training and scores, readable more than once; (inputs, labels) where a pass
+              learns from labels
     batch     the batch size to compile for; "dynamic" for any (local target); by default that of `args`, or 1
     seed      for every random choice; the same inputs and seed give the same bytes
     fuel      stop rewriting after so many rewrites, for finding a wrong one by bisection
+    evaluate  a function Graph -> float, higher is better, for passes that look at accuracy
+    loss      a function (outputs, labels) -> scalar tensor, for passes that need gradients
 
     Raises UsageError for a wrong argument before any work starts, BuildError where the target cannot take the model.
     """
     row = Target.get(target)
     pipeline = Pipeline.parse(recipe)
-    context = Context(data=data, target=row, seed=seed, fuel=Fuel(fuel), evaluate=evaluate, progress=progress)
+    context = Context(data, row, seed, Fuel(fuel), evaluate=evaluate, loss=loss, progress=progress)
     clock = Stopwatch(progress)
     if isinstance(model, (str, os.PathLike)):
         path = model

@@ -211,3 +211,18 @@ def test_the_compiled_model_checks_its_inputs():
         compiled(torch.randn(3, 20))
     with pytest.raises(UsageError, match="0 inputs were given"):
         compiled()
+
+
+def test_a_model_is_thinned_trained_and_compiled_with_a_loss_of_its_own():
+    seen = []
+
+    def loss(outputs, labels):
+        seen.append(labels)
+        return (outputs - labels).square().mean()
+
+    data = [(images, torch.zeros(4, 5)) for images in loader()]
+    recipe = "prune-channels{macs=0.6, importance=taylor}, finetune{steps=2, lr=0.001}"
+    compiled = planish.compile(small(), torch.randn(1, *IMAGE), recipe=recipe, data=data, loss=loss)
+    assert len(seen) == 4  # two batches that score, two steps
+    x = torch.randn(1, *IMAGE)
+    torch.testing.assert_close(compiled(x), exact(compiled.graph.module, x), **TOLERANCE)
