@@ -1,7 +1,7 @@
 """What stands for data on the command line: a function, an .npz or .npy file, or a folder of images."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +57,7 @@ class FunctionSamples(Samples):
         if not isinstance(made, Iterable) or isinstance(made, (str, bytes, Mapping)):
             what = f"it returned a {type(made).__name__}"
             raise UsageError(self.function.spec, what, "expected an iterable of batches, such as a DataLoader")
-        return FunctionBatches(self.function, made)
+        return (CountedBatches if isinstance(made, Sized) else FunctionBatches)(self.function, made)
 
 
 class FunctionBatches:
@@ -74,6 +74,14 @@ class FunctionBatches:
             yield from made
         except Exception as error:
             raise raised_inside(self._function.spec, self._function.file, error) from error
+
+
+class CountedBatches(FunctionBatches):
+    """What a function made that knows how many batches it has, as schedules of training ask."""
+
+    def __len__(self) -> int:
+        assert isinstance(self._unread, Sized)  # no iterator is: it is never given away
+        return len(self._unread)
 
 
 @dataclass(frozen=True)
