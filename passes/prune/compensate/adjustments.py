@@ -76,7 +76,7 @@ def reestimate(work: Comparison, place: Place) -> dict[str, Any]:
         before.add(channel_last(wanted, 1))
     call = arguments(place.node)
     names = [str(node.target) for node in (call.running_mean, call.running_var)]
-    mean, variance = (work.graph.weight(name).double() for name in names)
+    mean, variance = (work.graph.weight(name).double().cpu() for name in names)
     varies = (now.variance > 0) & (before.variance > 0)
     ratio = torch.where(varies, now.variance, 1.0) / torch.where(varies, before.variance, 1.0)
     moved = {

@@ -25,10 +25,10 @@ class NormalEquations:
         """rows [groups, n, unknowns], residual [groups, n, outputs]."""
         rows, residual = rows.double(), residual.double()
         self.count += rows.shape[1]
-        self._rows += rows.sum(1)
-        self._residual += residual.sum(1)
-        self._squares.baddbmm_(rows.mT, rows)
-        self._products.baddbmm_(rows.mT, residual)
+        self._rows += rows.sum(1).cpu()
+        self._residual += residual.sum(1).cpu()
+        self._squares += (rows.mT @ rows).cpu()
+        self._products += (rows.mT @ residual).cpu()
         self._error += float(residual.square().sum())
 
     def joined(self, other: "NormalEquations") -> "NormalEquations":

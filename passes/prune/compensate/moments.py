@@ -14,8 +14,8 @@ class Moments:
         """rows [n, channels]."""
         rows = rows.double()
         self.count += len(rows)
-        self._sum = self._sum + rows.sum(0)
-        self._squares = self._squares + rows.square().sum(0)
+        self._sum = self._sum + rows.sum(0).cpu()
+        self._squares = self._squares + rows.square().sum(0).cpu()
 
     @property
     def mean(self) -> torch.Tensor:
