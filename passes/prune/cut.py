@@ -99,29 +99,22 @@ def cut(index: IndexGraph, alive: np.ndarray) -> Survivors:
     survivors = Survivors.of(index, alive)
     weights = {name: survivors.take(name, index.graph.weight(name)) for name in survivors}
     rewrite.set_weights(index.graph, weights)
-    if _retype(removal):
-        rewrite.tidy(index.graph)
-    else:
-        rewrite.finish(index.graph)
+    _retype(removal)
+    rewrite.tidy(index.graph)
     return survivors
 
 
-def _retype(removal: Cut) -> bool:
+def _retype(removal: Cut) -> None:
     """Write the surviving extents into the nodes' types, which is much faster than to infer them.
 
-    False where an extent that shrinks is symbolic: those types must be inferred. The proof runs every node and compares
-    the shapes.
+    The proof runs every node and compares the shapes; the verifier infers them anew after the pass.
     """
     retyped = _Retyped(removal)
     for node, values in removal.index.values.items():
-        if node.op != "call_function":
-            continue
-        recorded = node.meta["val"]
-        new = [retyped(tensor, dims) for tensor, dims in zip(tensors(recorded), values, strict=True)]
-        if any(tensor is None for tensor in new):
-            return False
-        node.meta["val"] = new[0] if isinstance(recorded, torch.Tensor) else type(recorded)(new)
-    return True
+        if node.op == "call_function":
+            recorded = node.meta["val"]
+            new = [retyped(tensor, dims) for tensor, dims in zip(tensors(recorded), values, strict=True)]
+            node.meta["val"] = new[0] if isinstance(recorded, torch.Tensor) else type(recorded)(new)
 
 
 class _Retyped:
@@ -131,17 +124,21 @@ class _Retyped:
         self.removal = removal
         self.known: dict[tuple, torch.Tensor] = {}
 
-    def __call__(self, value: torch.Tensor, dims: Dims) -> torch.Tensor | None:
-        """None where an extent that shrinks is symbolic."""
+    def __call__(self, value: torch.Tensor, dims: Dims) -> torch.Tensor:
         is_cut = [self.removal.is_cut(dim) for dim in dims]
         if not any(is_cut):
             return value
-        extents: list[int | torch.SymInt] = list(value.shape)
-        if any(cut and isinstance(extent, torch.SymInt) for cut, extent in zip(is_cut, extents, strict=True)):
-            return None
-        new = [self.removal.count(d) if cut else e for cut, d, e in zip(is_cut, dims, extents, strict=True)]
+        new = [self._extent(e, d) if cut else e for cut, d, e in zip(is_cut, dims, value.shape, strict=True)]
         order = memory_order(value)
         key = (value.dtype, order, *(e if isinstance(e, int) else str(e) for e in new))
         if key not in self.known:
             self.known[key] = resized(value, new, order)
         return self.known[key]
+
+    def _extent(self, extent: int | torch.SymInt, dim: Dim) -> int | torch.SymInt:
+        """A symbolic extent, such as batch times heads, shrinks in proportion."""
+        left = self.removal.count(dim)
+        if isinstance(extent, int):
+            return left
+        common = gcd(left, len(dim))
+        return extent * (left // common) // (len(dim) // common)
