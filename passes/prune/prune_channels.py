@@ -17,11 +17,10 @@ from .cut import cut
 from .groups import Groups
 from .index.index_graph import IndexGraph
 from .proof import Snapshot, prove
-from .rematch import pieces_of, rematch
 from .score.criteria import CRITERIA, NEEDS
 from .score.evidence import eval_form, gather
-from .score.importance import importance
 from .score.normalizers import NORMALIZERS
+from .score.ranked import ranked
 from .select.bounds import Share
 from .select.choose import choose
 from .select.ladders import Rounding
@@ -147,7 +146,8 @@ class PruneChannels(Pass):
             before, whole = cost(graph), Snapshot.of(graph)
             original = graph.copy() if self.compensate else graph
             index = IndexGraph(graph, keep=self._kept(graph))
-            groups, scores = self._ranked(index, ctx)
+            evidence = gather(graph, ctx, self.importance, self.name)
+            groups, scores = ranked(index, self.importance, evidence, self.normalizer)
             request = self._request(groups, ctx)
             choice = choose(groups, scores, request)
             alive = self._spend(groups, choice.alive, ctx)
@@ -160,15 +160,6 @@ class PruneChannels(Pass):
                     done["compensation"] = compensate(original, graph, index, atoms, ctx, self.compensate)
         facts = details(groups, alive, choice, self.targets(), before, cost(graph)) | done
         return Result(int((~alive).sum()), tuple(skips(groups, request)), facts, survivors=survivors)
-
-    def _ranked(self, index: IndexGraph, ctx: Context) -> tuple[Groups, np.ndarray]:
-        """The groups, made of the pieces that suit each other best by importance, and their scores."""
-        evidence = gather(index.graph, ctx, self.importance, self.name)
-        groups = Groups(index)
-        pieces = pieces_of(groups)
-        if pieces is not groups:
-            groups = rematch(groups, pieces, importance(pieces, self.importance, evidence, self.normalizer))
-        return groups, importance(groups, self.importance, evidence, self.normalizer)
 
     @property
     def _scope(self) -> str:
