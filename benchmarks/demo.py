@@ -140,7 +140,7 @@ def main() -> None:
         for variant, target in track(jobs, "compiling and running", console=console, transient=True)
     ]
     console.print(table(rows))
-    console.print(f"recipe: {QUANTIZE}")
+    console.print(f"recipe: {QUANTIZE}", markup=False)
     console.print("max error: against PyTorch running the same graph.")
     console.print("top-5: agreement with the original model on crops it was not calibrated on; nothing was fine-tuned.")
 

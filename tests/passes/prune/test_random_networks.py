@@ -88,11 +88,11 @@ def check_against_the_reference(sample: Sample) -> None:
         assert violations(reference, *planes_gone(sample.index, reference, groups.alive_atoms(alone))) == []
 
 
-def some_survivors(groups: Groups, rng: np.random.Generator) -> np.ndarray:
-    """A random number of groups of every family goes, and at least one stays in every dim of every value."""
+def some_survivors(groups: Groups, rng: np.random.Generator, least: int) -> np.ndarray:
+    """A random number of groups of every family goes, `least` at least stay, and one in every dim of every value."""
     alive = np.ones(groups.count, bool)
     for family in groups.families:
-        alive[rng.permutation(family.groups)[: rng.integers(0, len(family.groups))]] = False
+        alive[rng.permutation(family.groups)[: rng.integers(0, max(1, len(family.groups) + 1 - least))]] = False
     for dim in (dim for value in groups.index.values.values() for dims in value for dim in dims):
         if not groups.alive_atoms(alive)[dim].any():
             alive[groups.number[dim[0]]] = True
@@ -119,7 +119,8 @@ def check_a_random_cut(sample: Sample) -> int:
     groups, index, graph = sample.groups, sample.index, sample.graph
     pieces = pieces_of(groups)
     groups = rematch(groups, pieces, sample.rng.random(pieces.count))  # other channels in each group of a conv
-    alive = some_survivors(groups, sample.rng)
+    least = 2 if "centred" in sample.plan.families() else 1  # the variance of one channel has no gradient
+    alive = some_survivors(groups, sample.rng, least)
     atoms = groups.alive_atoms(alive)
     if not sample.plan.families() & RECURRENT:
         reference = Reference(graph)
