@@ -43,8 +43,10 @@ def rebind(
             if old in optimizer.state:
                 state[parameter] = _thinned(optimizer.state[old], name, old, parameter, outcome)
         groups.append(kept)
+    before = dict(outcome.origin.module.named_parameters(remove_duplicate=False))
+    held |= {id(parameter) for name, parameter in new.items() if name in before}  # left out by the user's choice
     for parameter in new.values():
-        if parameter.requires_grad and id(parameter) not in held and _is_added(parameter, outcome):
+        if parameter.requires_grad and id(parameter) not in held:
             held.add(id(parameter))
             groups[0].append(parameter)
     for group, kept in zip(optimizer.param_groups, groups, strict=True):
@@ -59,12 +61,6 @@ def _name_of(parameter: torch.Tensor, names: Mapping[int, str]) -> str:
         what = f"the optimizer holds a parameter of shape {list(parameter.shape)} that is not the model's"
         raise UsageError(WHERE, what, "expected the parameters of the graph that was thinned", "pass model=...")
     return names[id(parameter)]
-
-
-def _is_added(parameter: torch.nn.Parameter, outcome: Outcome) -> bool:
-    before = set(dict(outcome.origin.module.named_parameters(remove_duplicate=False)))
-    after = outcome.graph.module.named_parameters(remove_duplicate=False)
-    return not any(other is parameter and name in before for name, other in after)
 
 
 def _thinned(

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils import _pytree as pytree
 
-from ...ir.errors import PlanishError, UsageError, first_line
+from ...ir.errors import UsageError
 from ...ir.graph import Graph
 from ..base import Context
+from ..loss import scalar_loss
 from .batches import Batch
 from .distillation import Match, Teacher, feature_loss, find_matches, soft_label_loss
 from .regularizers import REGULARIZERS, Regularizer
@@ -90,19 +91,10 @@ class Objective(torch.nn.Module):
 
 def as_loss(model: torch.nn.Module, batch: Batch, step: int, where: str) -> torch.Tensor:
     """The loss of a batch. Raises UsageError for one that fails, is not one number or depends on no weight."""
-    try:
-        loss = model(batch.inputs, batch.labels, step)
-    except PlanishError:
-        raise
-    except Exception as error:
-        what = f"the loss fails: {type(error).__name__}: {first_line(error)}"
-        raise UsageError(where, what, "expected labels that fit loss(outputs, labels)") from error
-    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-        shape = list(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
-        raise UsageError(where, f"the loss is {shape}", "expected a tensor with one number")
+    loss = scalar_loss(lambda: model(batch.inputs, batch.labels, step), where)
     if not loss.requires_grad:
         raise UsageError(where, "the loss depends on no trainable weight", "expected one that gradients flow through")
-    return loss.reshape(())
+    return loss
 
 
 def _task(options: "Finetune", ctx: Context) -> Callable[[Any, Any], torch.Tensor]:

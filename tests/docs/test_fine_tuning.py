@@ -1,34 +1,20 @@
 """docs/fine-tuning.md: its python blocks run in order and print what the text blocks after them say."""
 
-import contextlib
-import io
-import re
 from pathlib import Path
 
 import torch
+from pages import run_and_compare
 from train_cases import batches, resnet_graph
 
 import planish
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "fine-tuning.md"
-_BLOCK = re.compile(r"^```(?P<kind>python|text)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def test_the_page_runs_and_prints_what_it_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text, names, printed, compared = PAGE.read_text(encoding="utf-8"), {}, "", 0
-    for block in _BLOCK.finditer(text):
-        line = text[: block.start("body")].count("\n")
-        if block["kind"] == "python":
-            output = io.StringIO()
-            with contextlib.redirect_stdout(output):
-                exec(compile("\n" * line + block["body"], PAGE.name, "exec"), names)
-            printed = output.getvalue()
-        else:
-            assert printed == block["body"], f"the text block at line {line} is not what the code prints"
-            compared += 1
-    assert compared == 6
+    assert run_and_compare(PAGE) == 6
 
 
 def test_the_recipe_runs():
