@@ -10,6 +10,9 @@ from ...ir.graph import named_tensors
 from .index.index_graph import IndexGraph
 from .index.relation import Dim, Dims
 
+# Entries that are copied at a time.
+BLOCK = 1 << 20
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -25,15 +28,28 @@ class Kept:
 
     def take(self, tensor: torch.Tensor) -> torch.Tensor:
         """The surviving part of a tensor of the weight's shape, as a new tensor without gradient history."""
-        result = tensor.detach()
-        for position, indices in enumerate(self.dims):
-            if indices is not None:
-                result = result.index_select(position, torch.from_numpy(indices).to(result.device))
+        chosen = {d: torch.from_numpy(i).to(tensor.device) for d, i in enumerate(self.dims) if i is not None}
+        rows = chosen.pop(0, None)
+        if rows is None or not chosen:
+            result = _select(tensor.detach(), chosen if rows is None else {0: rows})
+        else:  # a block of rows at a time: all of them, before their other dims are cut, can be as large as the weight
+            step = max(1, BLOCK * len(tensor) // max(tensor.numel(), 1))
+            shape = [len(rows), *(len(chosen[d]) if d in chosen else n for d, n in enumerate(tensor.shape) if d)]
+            result = tensor.new_empty(shape, requires_grad=False)
+            for start in range(0, len(rows), step):
+                part = {0: rows[start : start + step], **chosen}
+                result[start : start + step] = _select(tensor.detach(), part)
         if self.blocks is None:
             return result
         parts = result.unflatten(0, (len(self.blocks), -1)).unbind()
-        chosen = torch.from_numpy(self.blocks).to(result.device)
-        return torch.cat([part.index_select(1, indices) for part, indices in zip(parts, chosen, strict=True)])
+        columns = torch.from_numpy(self.blocks).to(result.device)
+        return torch.cat([part.index_select(1, indices) for part, indices in zip(parts, columns, strict=True)])
+
+
+def _select(tensor: torch.Tensor, chosen: dict[int, torch.Tensor]) -> torch.Tensor:
+    for position, indices in chosen.items():
+        tensor = tensor.index_select(position, indices)
+    return tensor
 
 
 class Survivors(Mapping[str, Kept]):
