@@ -50,7 +50,9 @@ def quantize(values: np.ndarray, scale, zero_point, low, high) -> np.ndarray:
 
 
 def scale_of(low: float, high: float) -> float:
-    return float(np.float32((max(high, 0) - min(low, 0)) / 255))
+    """1/255 of the range, rounded up to 10 significant bits."""
+    mantissa, exponent = np.frexp((max(high, 0) - min(low, 0)) / 255)
+    return float(np.ldexp(np.ceil(mantissa * 1024) / 1024, exponent))
 
 
 def test_min_max_scales_equal_numpy():
@@ -59,9 +61,12 @@ def test_min_max_scales_equal_numpy():
     model = small()
     relu = torch.relu(torch.conv2d(x, model.weights["conv.weight"], model.weights["conv.bias"], padding=1)).detach()
     for name, values in (("x", x), ("relu", relu), ("mean", relu.mean((2, 3)))):
-        scale = scale_of(float(values.min()), float(values.max()))
+        entry = next(e for e in result.details["activations"] if e["layer"] == name)
         # The graph runs batch by batch, which may sum a convolution in another order.
-        assert float(graph.weights[f"{name}.activation_scale"]) == pytest.approx(scale, rel=1e-6)
+        assert entry["low"] == pytest.approx(float(values.min()), rel=1e-6)
+        assert entry["high"] == pytest.approx(float(values.max()), rel=1e-6)
+        scale = scale_of(entry["low"], entry["high"])
+        assert float(graph.weights[f"{name}.activation_scale"]) == scale
         zero_point = -128 + round(-min(float(values.min()), 0.0) / scale)
         assert int(graph.weights[f"{name}.activation_zero_point"]) == zero_point
     weight = model.weights["conv.weight"].detach().double().numpy()
@@ -73,11 +78,13 @@ def test_min_max_scales_equal_numpy():
 
 
 def test_moving_average_takes_each_batch_with_its_momentum():
-    graph, _ = calibrated(small(), batches(), "calibrate{observer=moving-average, momentum=0.3}")
+    graph, result = calibrated(small(), batches(), "calibrate{observer=moving-average, momentum=0.3}")
     low, high = (np.float64(end(batches()[0])) for end in (torch.min, torch.max))
     for batch in batches()[1:]:
         low, high = 0.7 * low + 0.3 * float(batch.min()), 0.7 * high + 0.3 * float(batch.max())
-    assert float(graph.weights["x.activation_scale"]) == pytest.approx(scale_of(low, high), rel=1e-6)
+    entry = result.details["activations"][0]
+    assert (entry["low"], entry["high"]) == pytest.approx((low, high), rel=1e-12)  # float64 in another order
+    assert float(graph.weights["x.activation_scale"]) == scale_of(low, high)
 
 
 def test_percentile_drops_outliers():
@@ -86,7 +93,7 @@ def test_percentile_drops_outliers():
     graph, result = calibrated(small(), [data], "calibrate{observer=percentile, percentile=99}")
     low, high = np.percentile(data.numpy(), [1, 99])
     # One bin is 1/4096 of the span, which the outlier made 2 * 16384 wide.
-    assert float(graph.weights["x.activation_scale"]) * 255 == pytest.approx(high - low, abs=2 * 16384 / 4096)
+    assert float(graph.weights["x.activation_scale"]) * 255 == pytest.approx(high - low, abs=2 * 16384 / 4096, rel=2**-9)
     assert result.details["activations"][0]["high"] < 10
 
 
