@@ -8,10 +8,10 @@ import torch
 from ....ir import rewrite
 from ....ir.graph import Graph
 from ....ir.ops import CONVS, TRANSPOSED_CONVS, arguments, op_name
+from ...layers.moments import Moments
+from ...layers.patches import channel_last, outputs_of, rows_of
 from .comparison import Comparison
 from .least_squares import NormalEquations, best_ridge
-from .moments import Moments
-from .patches import channel_last, outputs_of, rows_of
 from .places import Place, shift
 
 RIDGES = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)  # of the mean variance of a layer's inputs

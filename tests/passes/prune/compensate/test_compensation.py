@@ -388,7 +388,7 @@ def test_running_the_graphs_again_gives_the_same_bytes(held, monkeypatch):
     data = images(12, *EXAMPLES["vgg"][1])
     results = []
     for limit in (2**30, held):
-        monkeypatch.setattr("planish.passes.prune.compensate.comparison.HELD_BYTES", limit)
+        monkeypatch.setattr("planish.passes.layers.side_by_side.HELD_BYTES", limit)
         whole, graph, index, atoms = thinned("vgg")
         compensate(whole, graph, index, atoms, Context(data=data.split(4)), METHODS[2])
         results.append(graph.weights)

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from ....ir.graph import Graph
-from ....ir.ops import tensors
-from ....ir.shapes import input_nodes, is_constant_input
+from ...ir.graph import Graph
+from ...ir.ops import tensors
+from ...ir.shapes import input_nodes, is_constant_input
 
 Values = dict[fx.Node, Any]
 

@@ -6,17 +6,19 @@ import torch
 from torch import fx
 from torch.nn import functional
 
-from ....ir.ops import CONVS, arguments, op_name
+from ...ir.ops import CONVS, arguments, op_name
 
 
-def rows_of(node: fx.Node, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def rows_of(node: fx.Node, x: torch.Tensor, weight: torch.Tensor, at: torch.Tensor | None = None) -> torch.Tensor:
     """[groups, rows, unknowns]: for every group and every position of the output what the weight is multiplied with.
 
     x       the operand: [..., in] of a linear layer, [batch, in, ...] or [in, ...] of a conv
     weight  [out, in / groups, ...]; a flattened filter has its unknowns in the order of the last axis
+    at      only these of a sample's positions, counted in the order of the output's dims; of a linear layer, these rows
     """
     if op_name(node) not in CONVS:
-        return x.reshape(1, -1, x.shape[-1])
+        rows = x.reshape(1, -1, x.shape[-1])
+        return rows if at is None else rows[:, at]
     call, kernel = arguments(node), weight.shape[2:]
     x = x if x.ndim == weight.ndim else x[None]
     x = functional.pad(x, _padding(call, kernel))
@@ -24,17 +26,23 @@ def rows_of(node: fx.Node, x: torch.Tensor, weight: torch.Tensor) -> torch.Tenso
     extents = [
         (size - d * (k - 1) - 1) // s + 1 for size, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True)
     ]
+    inside = () if at is None else torch.unravel_index(at, extents)
     taps = [x[(..., *_window(tap, extents, stride, dilation))] for tap in product(*map(range, kernel))]
+    taps = [tap[(..., *inside)] for tap in taps] if inside else taps
     patches = torch.stack(taps, 2).unflatten(1, (call.groups, -1))  # [batch, groups, in / groups, taps, ...]
     return patches.flatten(4).permute(1, 0, 4, 2, 3).flatten(3).flatten(1, 2)
 
 
-def outputs_of(node: fx.Node, y: torch.Tensor, weight: torch.Tensor, groups: int) -> torch.Tensor:
+def outputs_of(
+    node: fx.Node, y: torch.Tensor, weight: torch.Tensor, groups: int, at: torch.Tensor | None = None
+) -> torch.Tensor:
     """[groups, rows, out / groups] of an output (or anything of its shape), in the order of `rows_of`."""
     if op_name(node) not in CONVS:
-        return y.reshape(1, -1, y.shape[-1])
+        rows = y.reshape(1, -1, y.shape[-1])
+        return rows if at is None else rows[:, at]
     y = y if y.ndim == weight.ndim else y[None]
-    return y.flatten(2).unflatten(1, (groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
+    y = y.flatten(2) if at is None else y.flatten(2)[..., at]
+    return y.unflatten(1, (groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
 
 
 def channel_last(y: torch.Tensor, channel: int) -> torch.Tensor:
