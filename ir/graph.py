@@ -196,10 +196,14 @@ class Graph:
 
 
 def attribute(module: torch.nn.Module, name: str) -> Any:
-    value: Any = module
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
+    """The parameter, buffer or submodule of a dotted name. Raises AttributeError where there is none."""
+    *path, last = name.split(".")
+    owner: Any = module
+    for part in path:  # the table itself: an attribute is looked for in many other places first, and this runs often
+        inner = owner._modules.get(part)
+        owner = getattr(owner, part) if inner is None else inner
+    value = owner._parameters.get(last)
+    return getattr(owner, last) if value is None else value
 
 
 def named_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:

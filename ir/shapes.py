@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,10 +12,10 @@ import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import detect_fake_mode
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from . import meta_kernels  # noqa: F401  registers what shape inference needs
+from . import integers, meta_kernels  # noqa: F401  register what shape inference needs
 from .errors import UsageError, VerifyError, first_line
 from .ops import describe
 
@@ -181,7 +182,18 @@ def infer(node: fx.Node, values: dict[fx.Node, Any] | None = None) -> Any:
 
 def fake_like(node: fx.Node, tensor: torch.Tensor) -> torch.Tensor:
     """`tensor` as a fake tensor of the mode that `node`'s value belongs to."""
-    return node.meta["val"].fake_mode.from_tensor(tensor, static_shapes=True)
+    mode = node.meta["val"].fake_mode
+    if tensor.layout != torch.strided or not tensor.ndim:  # what has more to it than its type
+        return mode.from_tensor(tensor, static_shapes=True)
+    fake = _fake(mode, tensor.shape, tensor.stride(), tensor, requires_grad=tensor.requires_grad)
+    fake._is_param = isinstance(tensor, torch.nn.Parameter)  # type: ignore[attr-defined]  as torch marks its own
+    return fake
+
+
+def _fake(mode: FakeTensorMode, extents: Sequence, strides: Sequence, like: torch.Tensor, **options: Any) -> FakeTensor:
+    """A fake tensor made directly: an op that runs in the mode takes several times as long in its caches."""
+    meta = torch.empty_strided(tuple(extents), tuple(strides), dtype=like.dtype, device="meta", **options)
+    return FakeTensor(mode, meta, like.device)
 
 
 def memory_order(value: torch.Tensor) -> tuple[int, ...]:
@@ -191,8 +203,10 @@ def memory_order(value: torch.Tensor) -> tuple[int, ...]:
 
 def resized(value: torch.Tensor, extents: Sequence[int | torch.SymInt], order: Sequence[int]) -> torch.Tensor:
     """A fake tensor like `value` with other extents and its dims in this order in memory."""
-    with value.fake_mode:  # type: ignore[attr-defined]
-        return torch.empty_permuted(tuple(extents), tuple(order), dtype=value.dtype, device=value.device)
+    strides: list[int | torch.SymInt] = [1] * len(extents)
+    for slower, faster in reversed([*pairwise(order)]):
+        strides[slower] = strides[faster] * extents[faster]
+    return _fake(value.fake_mode, extents, strides, value)  # type: ignore[attr-defined]
 
 
 def check_inputs(where: str, specs: list[TensorSpec], args: tuple[Any, ...], least: int = 1) -> dict[str, int]:

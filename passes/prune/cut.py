@@ -130,7 +130,7 @@ class _Retyped:
             return value
         new = [self._extent(e, d) if cut else e for cut, d, e in zip(is_cut, dims, value.shape, strict=True)]
         order = memory_order(value)
-        key = (value.dtype, order, *(e if isinstance(e, int) else str(e) for e in new))
+        key = (value.dtype, order, *(e if isinstance(e, int) else e.node.expr for e in new))
         if key not in self.known:
             self.known[key] = resized(value, new, order)
         return self.known[key]

@@ -150,11 +150,14 @@ CRITERIA: dict[str, Criterion] = {
     "taylor": Criterion(loss_change("gradient", torch.mul, np.abs), frozenset({"gradient"})),
     # Theis et al., "Faster Gaze Prediction with Dense Networks and Fisher Pruning", 2018: w^2 E[g^2] / 2.
     "fisher": Criterion(
-        loss_change("squared-gradient", lambda w, g2: w.square() * g2 / 2, np.asarray), frozenset({"squared-gradient"})
+        loss_change("squared-gradient", lambda w, g2, out: torch.square(w, out=out).mul_(g2).div_(2), np.asarray),
+        frozenset({"squared-gradient"}),
     ),
     # LeCun et al., "Optimal Brain Damage", NIPS 1989: w^2 h / 2 with the diagonal h of the Hessian, here estimated
     # with random probes as in Hutchinson, Communications in Statistics 19(2), 1990; Bekas et al., 2007.
-    "hessian": Criterion(loss_change("curvature", lambda w, c: c / 2, _at_least_zero), frozenset({"curvature"})),
+    "hessian": Criterion(
+        loss_change("curvature", lambda w, c, out: torch.div(c, 2, out=out), _at_least_zero), frozenset({"curvature"})
+    ),
     # He et al., "Filter Pruning via Geometric Median", CVPR 2019.
     "geometric-median": Criterion(geometric_median),
     # Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021.

@@ -15,33 +15,44 @@ class Spread:
 
     def __init__(self, value: np.ndarray, family: np.ndarray):
         self.value = value
-        _, self._family = np.unique(family, return_inverse=True)
-        self._order = np.lexsort((value, self._family))
+        if len(family) and (family == family[0]).all():  # as in most weights, and sorted much faster
+            self._family, self._ascending = np.zeros(len(family), int), np.sort(value)
+        else:
+            _, self._family = np.unique(family, return_inverse=True)
+            self._ascending = value[np.lexsort((value, self._family))]
         self._size = np.bincount(self._family)
 
-    def _sum(self, value: np.ndarray) -> np.ndarray:
-        return np.bincount(self._family[self._order], value[self._order])
+    def _by_size(self, of_family: np.ndarray) -> np.ndarray:
+        """What belongs to each family, once for each of its scores in ascending order."""
+        return np.repeat(of_family, self._size)
+
+    def _sum(self, ascending: np.ndarray) -> np.ndarray:
+        return np.bincount(self._by_size(np.arange(len(self._size))), ascending)
+
+    @cached_property
+    def _sums(self) -> np.ndarray:
+        return self._sum(self._ascending)
 
     @cached_property
     def sum(self) -> np.ndarray:
-        return self._sum(self.value)[self._family]
+        return self._sums[self._family]
 
     @cached_property
     def mean(self) -> np.ndarray:
-        return self.sum / self._size[self._family]
+        return (self._sums / self._size)[self._family]
 
     @cached_property
     def max(self) -> np.ndarray:
         last = np.cumsum(self._size) - 1
-        return self.value[self._order][last][self._family]
+        return self._ascending[last][self._family]
 
     @cached_property
     def deviation(self) -> np.ndarray:
         """The standard deviation; 0 where all scores are equal, whatever the rounding of their mean."""
         first = np.cumsum(self._size) - self._size
-        lowest = self.value[self._order][first][self._family]
-        variance = self._sum(np.square(self.value - self.mean))[self._family] / self._size[self._family]
-        return np.where(self.max > lowest, np.sqrt(variance), 0.0)
+        lowest = self._ascending[first][self._family]
+        squares = np.square(self._ascending - self._by_size(self._sums / self._size))
+        return np.where(self.max > lowest, np.sqrt((self._sum(squares) / self._size)[self._family]), 0.0)
 
     @cached_property
     def standard(self) -> np.ndarray:

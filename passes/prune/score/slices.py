@@ -13,6 +13,7 @@ from ..groups import Groups
 # Entries of a weight that are turned into float64 at a time: small enough to stay in a core's cache.
 BLOCK = 1 << 16
 
+# mass(*blocks, out=block): entry by entry a function of float64 tensors; `out` may be one of them.
 Mass = Callable[..., torch.Tensor]
 
 
@@ -33,6 +34,9 @@ class Slice:
     @cached_property
     def _owned(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(groups in it, for every index that has a group its position among them, indices of each)."""
+        flat = self.number.ravel()
+        if len(flat) and flat[0] >= 0 and (flat[1:] > flat[:-1]).all():  # as most layers' channels are numbered
+            return flat, np.arange(len(flat)), np.ones(len(flat), int)
         return np.unique(self.number[self.number >= 0], return_inverse=True, return_counts=True)
 
     @property
@@ -105,12 +109,14 @@ def sums_by_group(slices: list[Slice], count: int, mass: Mass, *tensors: torch.T
 def _blocks(
     shape: tuple[int, ...], mass: Mass, tensors: tuple[torch.Tensor, ...]
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """(rows of the view's first dim, the mass of their entries)."""
+    """(rows of the view's first dim, the mass of their entries, which the next block overwrites)."""
     views = [tensor.detach().reshape(shape) for tensor in tensors]
-    step = max(1, BLOCK * shape[0] // max(prod(shape), 1))
+    step = min(shape[0], max(1, BLOCK * shape[0] // max(prod(shape), 1)))
+    buffers = [torch.empty(step, *shape[1:], dtype=torch.float64) for _ in views]
     for start in range(0, shape[0], step):
-        rows = slice(start, start + step)
-        yield rows, mass(*(view[rows].double() for view in views)).cpu()
+        rows = slice(start, min(start + step, shape[0]))
+        blocks = [b[: rows.stop - start].copy_(view[rows]) for b, view in zip(buffers, views, strict=True)]
+        yield rows, mass(*blocks, out=blocks[0])
 
 
 def _sum_over_rest(value: torch.Tensor, part: Slice) -> np.ndarray:
