@@ -54,7 +54,7 @@ def cost(graph: Graph, batch: int = 1) -> Cost:
         params=sum(t.numel() for t in unique if isinstance(t, torch.nn.Parameter)),
         macs=sum(entry.macs for entry in by_node.values()),
         bytes=sum(t.numel() * t.element_size() for t in unique),
-        peak_bytes=_peak_bytes(graph, batch),
+        peak_bytes=_peak_bytes(graph, by_node, batch),
         by_node=by_node,
         by_op={op: macs for op, macs in by_op.items() if macs},
     )
@@ -89,6 +89,10 @@ def _matmul_macs(node: fx.Node, batch: int) -> int:
     return math.prod(_extents(node, batch)) * _extents(left, batch)[-1]
 
 
+def _integer_matmul_macs(node: fx.Node, batch: int) -> int:
+    return math.prod(_extents(node, batch)) * _extents(arguments(node).left, batch)[-1]
+
+
 def _attention_macs(node: fx.Node, batch: int) -> int:
     call = arguments(node)
     query, key, value = (_extents(n, batch) for n in (call.query, call.key, call.value))
@@ -121,7 +125,17 @@ def _with_ellipsis(term: str, hidden: int) -> list[str]:
     return [*before, *(f".{i}" for i in range(hidden, 0, -1)), *after]
 
 
+# Products of integers (planish.ir.integers), each with the rule of its float form.
+_INTEGER_MACS: dict[str, Callable[[fx.Node, int], int]] = {
+    "conv_int32": _conv_macs,
+    "conv_transpose_int32": _transposed_conv_macs,
+    "linear_int32": _linear_macs,
+    "matmul_int32": _integer_matmul_macs,
+}
+INTEGER_PRODUCTS = tuple(_INTEGER_MACS)
+
 _MACS: dict[str, Callable[[fx.Node, int], int]] = {
+    **_INTEGER_MACS,
     **dict.fromkeys(CONVS, _conv_macs),
     **dict.fromkeys(TRANSPOSED_CONVS, _transposed_conv_macs),
     "linear": _linear_macs,
@@ -143,7 +157,8 @@ def value_bytes(node: fx.Node, batch: int) -> int:
     return sum(math.prod(concrete(s, batch) for s in t.shape) * t.dtype.itemsize for t in tensors(node.meta.get("val")))
 
 
-def _peak_bytes(graph: Graph, batch: int) -> int:
+def _peak_bytes(graph: Graph, by_node: dict[str, NodeCost], batch: int) -> int:
     """The most that is in use at once: a value dies after the last reader of it or of a view of it."""
     live = Liveness.of(graph)
-    return int(live.profile(np.array([value_bytes(n, batch) for n in live.owners], np.int64)).max(initial=0))
+    sizes = [by_node[n.name].output_bytes if n.name in by_node else value_bytes(n, batch) for n in live.owners]
+    return int(live.profile(np.array(sizes, np.int64)).max(initial=0))

@@ -7,6 +7,7 @@ from .prune.prune_channels import PruneChannels
 from .prune.sensitivity import Sensitivity
 from .quantize.calibrate import Calibrate
 from .quantize.insert_fake_quant import InsertFakeQuant
+from .quantize.lower.lower_integers import LowerIntegers
 from .sparsify import Sparsify
 from .train.finetune import Finetune
 from .train.prune_gradually import PruneGradually
@@ -21,4 +22,5 @@ PASSES: tuple[type[Pass], ...] = (
     PruneGradually,
     InsertFakeQuant,
     Calibrate,
+    LowerIntegers,
 )

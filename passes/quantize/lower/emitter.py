@@ -1,0 +1,62 @@
+"""Inserting integer calls into a graph that is being lowered."""
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from ....ir import rewrite
+from ....ir.graph import Graph
+from .quantized import Grid, Quantized
+
+_OPS = torch.ops.planish
+
+
+class Emitter:
+    """Adds calls right before `at`, the float node that is being lowered.
+
+    `of` is the float node that a call computes: it gives the call its name and its source line.
+    """
+
+    def __init__(self, graph: Graph, at: fx.Node):
+        self.graph, self.at = graph, at
+        self._weights: dict[str, torch.Tensor] = {}
+        self._floats: dict[fx.Node, fx.Node] = {}
+
+    def sums(self, op: str, of: fx.Node, *args: Any) -> fx.Node:
+        """A call whose value is int32."""
+        return self._call(op, of, args, "int32")
+
+    def store(self, op: str, of: fx.Node, grid: Grid, *args: Any) -> fx.Node:
+        """A call whose value is 8-bit integers on `grid`, whose ends and dtype are its last arguments."""
+        return self._call(op, of, (*args, grid.zero_point, grid.low, grid.high, grid.dtype), "int8")
+
+    def requantize(self, of: fx.Node, acc: fx.Node, multiplier: torch.Tensor, axis: int, grid: Grid) -> fx.Node:
+        """int32 sums times `multiplier` ([] or [channels]), on `grid`."""
+        return self.store("requantize", of, grid, acc, self.weight(f"{acc.name}.multiplier", multiplier), axis)
+
+    def look_up(self, of: fx.Node, integers: fx.Node, table: torch.Tensor) -> fx.Node:
+        return self._call("lookup_int8", of, (integers, self.weight(f"{of.name}.table", table)), "int8")
+
+    def float_sums(self, of: fx.Node, acc: fx.Node, scale: torch.Tensor, axis: int) -> fx.Node:
+        """int32 sums as float32."""
+        return self._call("dequantize_int32", of, (acc, self.weight(f"{acc.name}.scale", scale), axis), "float")
+
+    def dequantized(self, of: fx.Node, value: Quantized) -> fx.Node:
+        """The float form of an integer value, made once for each float node that it stands for."""
+        if of not in self._floats:
+            args = value.node, value.grid.scale, value.grid.zero_point
+            self._floats[of] = rewrite.insert(
+                self.graph, _OPS.dequantize.default, args, after=value.node, like=of, name=f"{of.name}_float"
+            )
+        return self._floats[of]
+
+    def weight(self, name: str, tensor: torch.Tensor) -> fx.Node:
+        """A weight of this name. Equal ones asked for under one name stay tied."""
+        known = self._weights.setdefault(name, tensor)
+        same = known if known.dtype == tensor.dtype and torch.equal(known, tensor) else tensor
+        return rewrite.add_weight(self.graph, name, same, before=self.at)
+
+    def _call(self, op: str, of: fx.Node, args: tuple, what: str) -> fx.Node:
+        target = getattr(_OPS, op).default
+        return rewrite.insert(self.graph, target, args, before=self.at, like=of, name=f"{of.name}_{what}")

@@ -1,0 +1,174 @@
+"""lower-integers: from a calibrated float graph to one that computes in integers."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import fx
+
+from ....ir import rewrite
+from ....ir.cost import INTEGER_PRODUCTS, macs
+from ....ir.graph import Graph
+from ....ir.ops import arguments, is_op
+from ...base import Context, Pass, Result, Skip
+from ..placement import ACTIVATION_QUANTIZER
+from ..rules import WEIGHT_AXIS, Role, Roles, data_inputs
+from . import arithmetic, functions, moves, products
+from .emitter import Emitter
+from .quantized import Grid, Quantized
+
+
+@dataclass(frozen=True)
+class LowerIntegers(Pass):
+    """Turn every quantized region into integer ops (docs/quantization.md lists them), whose results are exact.
+
+    before:  %xq = fake_quantize(%x, ...);  %y = conv2d(%xq, fake_quantize(w), b);  %z = relu(%y)
+             %zq = fake_quantize(%z, ...)
+    after:   %xq = quantize(%x, scale=0.02, ...);  %a = conv_int32(%xq, w_int8, b_int32, ...)
+             %zq = requantize(%a, multiplier, ...)
+    skips:   a batch norm between a product and its quantizer; a product whose sums could leave int32; an op whose
+             integer form would not be exact with its arguments. They stay float, between explicit conversions
+
+    The integer graph differs from the fake-quantized one in roundings only: biases are integers, sums are exact, and
+    a sum of two values is rounded once. Whatever runs it gives the same integers (planish.ir.integers).
+
+    Source: Jacob et al., Quantization and training of neural networks for efficient integer-arithmetic-only
+    inference, CVPR 2018, arXiv:1712.05877.
+    """
+
+    name: ClassVar[str] = "lower-integers"
+    requires: ClassVar[frozenset[str]] = frozenset({"calibrated"})
+    provides: ClassVar[frozenset[str]] = frozenset({"integers"})
+    drops: ClassVar[frozenset[str]] = frozenset({"fake-quant", "calibrated"})
+
+    def run(self, graph: Graph, ctx: Context) -> Result:
+        graph.eval()
+        lowering = _Lowering(graph, ctx)
+        lowering.run()
+        rewrite.finish(graph)
+        return Result(lowering.changed, tuple(lowering.skipped), _details(graph))
+
+
+@dataclass
+class _Lowering:
+    """One walk in graph order. `integers`: float node -> the integers that stand for its value."""
+
+    graph: Graph
+    ctx: Context
+    integers: dict[fx.Node, Quantized] = field(default_factory=dict)
+    skipped: list[Skip] = field(default_factory=list)
+    changed: int = 0
+
+    def __post_init__(self) -> None:
+        self.roles = Roles(self.graph)
+        self.emitter = Emitter(self.graph, next(iter(self.graph.nodes)))
+
+    def run(self) -> None:
+        for node in [n for n in self.graph.nodes if n.op == "call_function"]:
+            self.emitter.at = node
+            if is_op(node, ACTIVATION_QUANTIZER):
+                self._quantizer(node)
+            elif self.roles[node] in (Role.PASS, Role.JOIN):
+                self._move(node)
+        self._join_floats()
+
+    def _quantizer(self, quantizer: fx.Node) -> None:
+        """The integers of a quantized value: computed from integers where all its inputs are, else converted."""
+        if not self.ctx.fuel.take():
+            return
+        self.changed += 1
+        grid, value = Grid.of(self.graph, quantizer), arguments(quantizer).self
+        found = self._computed(value, grid)
+        if isinstance(found, str):
+            if any(self.roles.sources(read)[0] in self.integers for read in data_inputs(value)):
+                self.skipped.append(Skip.at(value, f"{found}; it stays in float between integer ops"))
+            found = self.emitter.store("quantize", value, grid, value, grid.scale)
+        self.integers[quantizer] = Quantized(found, grid)
+
+    def _computed(self, value: fx.Node, grid: Grid) -> fx.Node | str:
+        """The integers of a value, computed from integers, or why that cannot be."""
+        head, chain = functions.behind(value, self.roles)
+        if (source := self.integers.get(head)) is not None:
+            return self._looked_up(value, chain, source, grid)
+        ends = functions.clip_ends(chain)
+        if ends is None:
+            return "the function before it reads a value that is not quantized"
+        clipped = grid.clipped(*ends)
+        if is_op(head, *WEIGHT_AXIS):
+            product = self._product(head)
+            if isinstance(product, str):
+                return product
+            acc = products.emit(self.emitter, product)
+            return self.emitter.requantize(value, acc, product.multiplier(grid), product.axis, clipped)
+        inputs = self._all_quantized(head)
+        if inputs is None:
+            return "its inputs are not all quantized"
+        return arithmetic.emit(self.emitter, head, inputs, clipped)
+
+    def _looked_up(self, value: fx.Node, chain: functions.Chain, source: Quantized, grid: Grid) -> fx.Node:
+        if not chain and source.grid.means_the_same(grid):
+            return source.node
+        return self.emitter.look_up(value, source.node, functions.table(chain, source.grid, grid))
+
+    def _move(self, node: fx.Node) -> None:
+        inputs = self._all_quantized(node)
+        if inputs is None:
+            return
+        moved = moves.emit(self.emitter, node, inputs)
+        if isinstance(moved, str):
+            self.skipped.append(Skip.at(node, f"{moved}; it stays in float between integer ops"))
+        else:
+            self.integers[node] = moved
+
+    def _join_floats(self) -> None:
+        """What is still needed in float, back from the outputs: products are converted from int32 sums, other ops
+        read converted integers."""
+        pending, seen = [self.graph.module.graph.output_node(), *self.graph.calls("quantize")], set()
+        while pending:
+            node = pending.pop()
+            if node in seen or self._float_product(node):
+                continue
+            seen.add(node)
+            for read in node.all_input_nodes:
+                if (value := self.integers.get(read)) is not None:
+                    node.replace_input_with(read, self.emitter.dequantized(read, value))
+                else:
+                    pending.append(read)
+
+    def _float_product(self, node: fx.Node) -> bool:
+        """Compute a product whose result is read as float in integers, and convert its sums. False where it cannot."""
+        if not is_op(node, *WEIGHT_AXIS):
+            return False
+        product = self._product(node)
+        if isinstance(product, str):
+            if data_inputs(node)[0] in self.integers:
+                self.skipped.append(Skip.at(node, f"{product}; it stays in float"))
+            return False
+        if not self.ctx.fuel.take():
+            return False
+        self.changed += 1
+        self.emitter.at = node
+        acc = products.emit(self.emitter, product)
+        rewrite.replace(self.graph, node, self.emitter.float_sums(node, acc, product.scale, product.axis))
+        return True
+
+    def _product(self, node: fx.Node) -> products.Product | str:
+        return products.find(self.graph, node, self.integers.get(data_inputs(node)[0]))
+
+    def _all_quantized(self, node: fx.Node) -> list[Quantized] | None:
+        """What each tensor that a call reads is in integers; None where one is not."""
+        reads = data_inputs(node)
+        found = [self.integers[n] for n in reads if n in self.integers]
+        return found if reads and len(found) == len(reads) else None
+
+
+def _details(graph: Graph) -> dict:
+    """How much computes in integers, and how often values change between float and integers."""
+    count = {node: macs(node) for node in graph.nodes if node.op == "call_function"}
+    integer = sum(count[node] for node in graph.calls(*INTEGER_PRODUCTS))
+    return {
+        "integer_macs": integer / total if (total := sum(count.values())) else 0.0,
+        "integer_products": len(graph.calls(*INTEGER_PRODUCTS)),
+        "float_products": sum(1 for node, n in count.items() if n and not is_op(node, *INTEGER_PRODUCTS)),
+        "from_float": len(graph.calls("quantize")),
+        "to_float": len(graph.calls("dequantize", "dequantize_int32")),
+    }
