@@ -1,7 +1,7 @@
 """One run of the data through the float model, which serves all observers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,35 +13,47 @@ from ...ir.graph import Graph
 from ...ir.ops import describe, is_op, tensors
 from ...ir.shapes import input_nodes, is_constant_input
 from ..base import Context
-from .observers import Observer
+from .observers import Statistics
 from .placement import ACTIVATION_QUANTIZER, WEIGHT_QUANTIZER
 
-_SAMPLES = 8  # of the first batch, for the noise report: enough to rank layers, little beside the run over the data
+Inputs = tuple[torch.Tensor, ...]
+
+_SAMPLES = 4  # of the first batch, for the noise report: enough to rank layers, little beside the run over the data
 
 
 @dataclass
 class Collected:
-    """How many batches went through, and the inputs that stand for them in the noise report."""
+    """How many batches and samples went through, and the inputs that stand for them in the noise report."""
 
     batches: int = 0
+    samples: int = 0
     sample: tuple[torch.Tensor, ...] = ()
 
 
-def collect(graph: Graph, ctx: Context, where: str, observers: dict[str, Observer]) -> Collected:
-    """Show every observer (by the name of its scale) all values of its quantizers, quantizers being bypassed.
+def collect(
+    graph: Graph, ctx: Context, where: str, seen: dict[str, Statistics], samples: int | None = None
+) -> Collected:
+    """Show all values of each quantizer to the statistics that go by the name of its scale, quantizers being bypassed.
 
-    Raises UsageError for no data, an empty loader, a wrong shape, and NaN or infinity, naming the layer.
+    With `samples`, the run ends after so many; a batch counts one where the model has no batch dim.
+
+    Raises UsageError for no data, a loader that is empty or too short, a wrong shape, and NaN or infinity, naming the
+    layer.
     """
     run = Collected()
     refuse_broken_weights(graph, where)
-    for inputs in ctx.progress(ctx.batches(graph, where), where):
+    for inputs in ctx.progress(_first(graph, ctx.batches(graph, where), samples), where):
         run.batches += 1
+        run.samples += _count(graph, inputs)
         with torch.no_grad():
-            _Watch(graph, f"{where}, batch {run.batches}", observers).run(initial_env=bind_inputs(graph, inputs))
-        for observer in observers.values():
-            observer.end_batch()
+            _Watch(graph, f"{where}, batch {run.batches}", seen).run(initial_env=bind_inputs(graph, inputs))
+        for statistics in seen.values():
+            statistics.end_batch()
         if run.batches == 1:
-            run.sample = _few(graph, inputs)
+            run.sample = tuple(value.clone() for value in _cut(graph, inputs, _SAMPLES))
+    if samples is not None and run.samples < samples:
+        what = f"the loader has {run.samples} samples, 'samples' asks for {samples}"
+        raise UsageError(where, what, "give more data or lower 'samples'")
     return run
 
 
@@ -68,12 +80,12 @@ def scale_name(quantizer: fx.Node) -> str:
 
 
 class _Watch(fx.Interpreter):
-    """Runs the float model, showing each quantizer's input to its observer."""
+    """Runs the float model, showing each quantizer's input to its statistics."""
 
-    def __init__(self, graph: Graph, where: str, observers: dict[str, Observer]):
+    def __init__(self, graph: Graph, where: str, seen: dict[str, Statistics]):
         super().__init__(graph.module)
         self.where = where
-        self.observers = observers
+        self.seen = seen
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op == "output":
@@ -84,7 +96,7 @@ class _Watch(fx.Interpreter):
         assert isinstance(source, fx.Node)
         value = self.env[source]
         if is_op(n, ACTIVATION_QUANTIZER):
-            self._check(source, *self.observers[scale_name(n)].observe(value))
+            self._check(source, *self.seen[scale_name(n)].observe(value))
         return value
 
     def _check_outputs(self, output: fx.Node) -> None:
@@ -102,8 +114,26 @@ def _is_float(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype.is_floating_point and value.numel() > 0
 
 
-def _few(graph: Graph, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """The first samples, where every input counts samples in its first dim."""
-    if all(spec.shape and spec.shape[0] == "b" for spec in graph.inputs):
-        inputs = tuple(value[:_SAMPLES] for value in inputs)
-    return tuple(value.clone() for value in inputs)
+def _first(graph: Graph, batches: Iterable[Inputs], samples: int | None) -> Iterator[Inputs]:
+    """Batches until there are so many samples, the last one cut to fit."""
+    left = samples
+    for inputs in batches:
+        if left is not None:
+            inputs = _cut(graph, inputs, left)
+            left -= _count(graph, inputs)
+        yield inputs
+        if left == 0:
+            return
+
+
+def _has_batch(graph: Graph) -> bool:
+    """Whether every input counts samples in its first dim."""
+    return all(spec.shape and spec.shape[0] == "b" for spec in graph.inputs)
+
+
+def _count(graph: Graph, inputs: Inputs) -> int:
+    return len(inputs[0]) if inputs and _has_batch(graph) else 1
+
+
+def _cut(graph: Graph, inputs: Inputs, samples: int) -> Inputs:
+    return tuple(value[:samples] for value in inputs) if _has_batch(graph) else inputs

@@ -1,7 +1,9 @@
 """From ranges to scales and zero points. All arithmetic in float64, results as float32 holds them."""
 
 import math
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 # Below this a scale's reciprocal, and the product of two scales, would leave float32's normal range.
@@ -12,6 +14,29 @@ _CHANNEL_FLOOR = 2.0**-20
 _LARGEST_BIAS = 2.0**30
 _SCALE_BITS = 10
 _FLOAT32_BITS = 24
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The integers quant_min..quant_max, and whether the zero point has to stand in their middle."""
+
+    quant_min: int
+    quant_max: int
+    symmetric: bool = False
+
+    def grid(self, low: float, high: float) -> tuple[float, int]:
+        """Scale and zero point that cover low..high."""
+        return (centred if self.symmetric else affine)(low, high, self.quant_min, self.quant_max)
+
+    def grids(self, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`grid` for many ranges at once, the scales not shortened: float64 [ranges] each."""
+        low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+        if self.symmetric:
+            middle = _middle(self.quant_min, self.quant_max)
+            scale = np.maximum(-low / (middle - self.quant_min), high / (self.quant_max - middle))
+            return np.maximum(scale, SMALLEST_SCALE), np.full_like(scale, middle)
+        scale = np.maximum((high - low) / (self.quant_max - self.quant_min), SMALLEST_SCALE)
+        return scale, np.clip(self.quant_min + np.rint(-low / scale), self.quant_min, self.quant_max)
 
 
 def affine(low: float, high: float, quant_min: int, quant_max: int) -> tuple[float, int]:
@@ -28,6 +53,20 @@ def affine(low: float, high: float, quant_min: int, quant_max: int) -> tuple[flo
     scale = short(max((high - low) / steps, SMALLEST_SCALE), steps)
     zero_point = quant_min + round(-low / scale)
     return scale, min(max(zero_point, quant_min), quant_max)
+
+
+def centred(low: float, high: float, quant_min: int, quant_max: int) -> tuple[float, int]:
+    """`affine` with the zero point in the middle: 0 for int8, 128 for uint8. Half of the levels are on either side.
+
+    Source: Krishnamoorthi, section 2.2, 2018, arXiv:1806.08342.
+    """
+    middle = _middle(quant_min, quant_max)
+    scale = max(-low / (middle - quant_min), high / (quant_max - middle), 0.0)
+    return (short(max(scale, SMALLEST_SCALE), quant_max - quant_min) if scale else 1.0), middle
+
+
+def _middle(quant_min: int, quant_max: int) -> int:
+    return (quant_min + quant_max + 1) // 2
 
 
 def short(scale: float, steps: int) -> float:
@@ -54,4 +93,3 @@ def symmetric(
     if bias is not None:
         floor = torch.maximum(floor, bias.detach().double().abs() / (input_scale * _LARGEST_BIAS))
     return torch.maximum(scale, floor).float(), int((scale < floor).sum())
-

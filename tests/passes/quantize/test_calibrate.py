@@ -15,6 +15,7 @@ from planish.ir.verify import verify
 from planish.passes.base import Context
 from planish.passes.pipeline import Pipeline
 from planish.passes.quantize.noise import signal_to_noise
+from planish.passes.quantize.observers import OBSERVERS
 
 
 class Small(nn.Module):
@@ -82,7 +83,7 @@ def test_moving_average_takes_each_batch_with_its_momentum():
     low, high = (np.float64(end(batches()[0])) for end in (torch.min, torch.max))
     for batch in batches()[1:]:
         low, high = 0.7 * low + 0.3 * float(batch.min()), 0.7 * high + 0.3 * float(batch.max())
-    entry = result.details["activations"][0]
+    entry = next(e for e in result.details["activations"] if e["layer"] == "x")
     assert (entry["low"], entry["high"]) == pytest.approx((low, high), rel=1e-12)  # float64 in another order
     assert float(graph.weights["x.activation_scale"]) == scale_of(low, high)
 
@@ -93,8 +94,10 @@ def test_percentile_drops_outliers():
     graph, result = calibrated(small(), [data], "calibrate{observer=percentile, percentile=99}")
     low, high = np.percentile(data.numpy(), [1, 99])
     # One bin is 1/4096 of the span, which the outlier made 2 * 16384 wide.
-    assert float(graph.weights["x.activation_scale"]) * 255 == pytest.approx(high - low, abs=2 * 16384 / 4096, rel=2**-9)
-    assert result.details["activations"][0]["high"] < 10
+    assert float(graph.weights["x.activation_scale"]) * 255 == pytest.approx(
+        high - low, abs=2 * 16384 / 4096, rel=2**-9
+    )
+    assert next(e for e in result.details["activations"] if e["layer"] == "x")["high"] < 10
 
 
 def test_the_quantized_output_equals_the_float64_formula():
@@ -137,7 +140,7 @@ def test_one_run_over_the_data_serves_all_observers():
 
 def test_a_second_run_changes_nothing_and_two_runs_are_equal():
     ctx = Context(data=batches())
-    for observer in ("min-max", "moving-average", "percentile"):
+    for observer in OBSERVERS:
         text = f"calibrate{{observer={observer}}}"
         graph, first = calibrated(small(), batches(), text)
         outcome = Pipeline.parse(text).run(graph, ctx)
@@ -157,8 +160,8 @@ def test_labels_in_the_loader_are_ignored():
 def test_the_report_is_json_and_its_noise_is_that_of_the_outputs():
     graph, result = calibrated(small(), batches(1))
     details = json.loads(json.dumps(result.details, allow_nan=False))
-    first = details["activations"][0]
-    assert first["layer"] == "x"
+    first = next(entry for entry in details["activations"] if entry["layer"] == "x")
+    assert first["saturated"] == 0.0
     x = batches(1)[0]
     scale, zero_point = first["scale"], first["zero_point"]
     exact = x.double().numpy()
@@ -171,8 +174,8 @@ def test_the_report_is_json_and_its_noise_is_that_of_the_outputs():
 
 def test_noise_is_none_where_both_models_agree_exactly():
     graph, _ = calibrated(small(), batches(1))
-    decibels, output = signal_to_noise(graph, (torch.zeros(1, 3, 8, 8),))
-    assert decibels["x_quantized"] is None
+    noise, output = signal_to_noise(graph, (torch.zeros(1, 3, 8, 8),))
+    assert noise["x_quantized"].decibels is None
     assert output is not None and output > 20
 
 
