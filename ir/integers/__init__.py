@@ -11,6 +11,7 @@ arithmetic whose every step is rounded once, to even, with no room for a fused m
     dequantize_int32  int32 -> float32                f32(acc) * scale[channel]
     add_int8          sum of two scaled integers      exact on a grid of 2**-shift, then rounded half to even
     lookup_int8       any unary function              256 entries
+    upsample_*        resized maps                    positions and weights are integer tables
 
 Ops that only move integers (reshapes, concatenation, maximum) stay those of ATen.
 
@@ -18,4 +19,4 @@ They are registered in the namespace `planish` when the ir is imported. Shapes m
 Zero points are subtracted here; a kernel folds them into the bias.
 """
 
-from . import conversions, elementwise, pooling, products  # noqa: F401  registers the ops
+from . import conversions, elementwise, pooling, products, resizing  # noqa: F401  registers the ops

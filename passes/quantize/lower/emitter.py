@@ -27,29 +27,34 @@ class Emitter:
         """A call whose value is int32."""
         return self._call(op, of, args, "int32")
 
+    def integers(self, op: str, of: fx.Node, *args: Any) -> fx.Node:
+        """A call whose value is 8-bit integers."""
+        return self._call(op, of, args, "int8")
+
     def store(self, op: str, of: fx.Node, grid: Grid, *args: Any) -> fx.Node:
         """A call whose value is 8-bit integers on `grid`, whose ends and dtype are its last arguments."""
-        return self._call(op, of, (*args, grid.zero_point, grid.low, grid.high, grid.dtype), "int8")
+        return self.integers(op, of, *args, grid.zero_point, grid.low, grid.high, grid.dtype)
 
     def requantize(self, of: fx.Node, acc: fx.Node, multiplier: torch.Tensor, axis: int, grid: Grid) -> fx.Node:
         """int32 sums times `multiplier` ([] or [channels]), on `grid`."""
         return self.store("requantize", of, grid, acc, self.weight(f"{acc.name}.multiplier", multiplier), axis)
 
-    def look_up(self, of: fx.Node, integers: fx.Node, table: torch.Tensor) -> fx.Node:
-        return self._call("lookup_int8", of, (integers, self.weight(f"{of.name}.table", table)), "int8")
-
     def float_sums(self, of: fx.Node, acc: fx.Node, scale: torch.Tensor, axis: int) -> fx.Node:
         """int32 sums as float32."""
         return self._call("dequantize_int32", of, (acc, self.weight(f"{acc.name}.scale", scale), axis), "float")
 
+    def move(self, target: Any, of: fx.Node, *args: Any, **kwargs: Any) -> fx.Node:
+        """An ATen call that moves integers, 8-bit or int32."""
+        return rewrite.insert(self.graph, target, args, kwargs, before=self.at, like=of, name=f"{of.name}_int")
+
     def dequantized(self, of: fx.Node, value: Quantized) -> fx.Node:
-        """The float form of an integer value, made once for each float node that it stands for."""
-        if of not in self._floats:
+        """The float form of an integer value, made once."""
+        if value.node not in self._floats:
             args = value.node, value.grid.scale, value.grid.zero_point
-            self._floats[of] = rewrite.insert(
+            self._floats[value.node] = rewrite.insert(
                 self.graph, _OPS.dequantize.default, args, after=value.node, like=of, name=f"{of.name}_float"
             )
-        return self._floats[of]
+        return self._floats[value.node]
 
     def weight(self, name: str, tensor: torch.Tensor) -> fx.Node:
         """A weight of this name. Equal ones asked for under one name stay tied."""

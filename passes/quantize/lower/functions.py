@@ -13,15 +13,16 @@ from .quantized import Grid
 _ELEMENTWISE = CLIPS | {
     "sigmoid", "hardsigmoid", "silu", "hardswish", "gelu", "tanh", "leaky_relu", "elu", "mish", "softplus",
 }  # fmt: skip
+_WITH_NUMBERS = frozenset({"add", "sub", "mul"})  # x * 2, and also x + x
 
 Chain = tuple[fx.Node, ...]
 
 
 def is_function(node: fx.Node, roles: Roles) -> bool:
     """True for a call that maps each element of one tensor, numbers being its only other operands."""
-    if roles[node] is Role.ARITHMETIC:
-        return len(node.all_input_nodes) == 1
-    return op_name(node) in _ELEMENTWISE and len(node.all_input_nodes) == 1
+    if len(node.all_input_nodes) != 1:
+        return False
+    return op_name(node) in _ELEMENTWISE or (op_name(node) in _WITH_NUMBERS and roles[node] is Role.ARITHMETIC)
 
 
 def behind(value: fx.Node, roles: Roles) -> tuple[fx.Node, Chain]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from torch import fx
 
 from ....ir import rewrite
@@ -12,9 +13,11 @@ from ....ir.ops import arguments, is_op
 from ...base import Context, Pass, Result, Skip
 from ..placement import ACTIVATION_QUANTIZER
 from ..rules import WEIGHT_AXIS, Role, Roles, data_inputs
-from . import arithmetic, functions, moves, products
+from . import arithmetic, batch_norm, functions, moves, products
 from .emitter import Emitter
 from .quantized import Grid, Quantized
+
+_SHAPE_QUESTIONS = ("sym_size", "size")
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,9 @@ class LowerIntegers(Pass):
              %zq = fake_quantize(%z, ...)
     after:   %xq = quantize(%x, scale=0.02, ...);  %a = conv_int32(%xq, w_int8, b_int32, ...)
              %zq = requantize(%a, multiplier, ...)
-    skips:   a batch norm between a product and its quantizer; a product whose sums could leave int32; an op whose
-             integer form would not be exact with its arguments. They stay float, between explicit conversions
+    skips:   a batch norm between a product and its quantizer; a product whose sums could leave int32; an op without
+             an integer form, or without one for its arguments; quantizers of more than 8 bits. They stay float,
+             between explicit conversions
 
     The integer graph differs from the fake-quantized one in roundings only: biases are integers, sums are exact, and
     a sum of two values is rounded once. Whatever runs it gives the same integers (planish.ir.integers).
@@ -50,11 +54,16 @@ class LowerIntegers(Pass):
 
 @dataclass
 class _Lowering:
-    """One walk in graph order. `integers`: float node -> the integers that stand for its value."""
+    """One walk in graph order.
+
+    integers   float node -> the integers that stand for its value
+    sums       product -> its int32 sums, which may be read as integers and as floats
+    """
 
     graph: Graph
     ctx: Context
     integers: dict[fx.Node, Quantized] = field(default_factory=dict)
+    sums: dict[fx.Node, fx.Node] = field(default_factory=dict)
     skipped: list[Skip] = field(default_factory=list)
     changed: int = 0
 
@@ -73,14 +82,17 @@ class _Lowering:
 
     def _quantizer(self, quantizer: fx.Node) -> None:
         """The integers of a quantized value: computed from integers where all its inputs are, else converted."""
+        grid, value = Grid.of(self.graph, quantizer), arguments(quantizer).self
+        if not grid.fits_8_bits:
+            self._skip(value, f"its quantizer has levels {grid.low} to {grid.high}, integer ops have 8 bits")
+            return
         if not self.ctx.fuel.take():
             return
         self.changed += 1
-        grid, value = Grid.of(self.graph, quantizer), arguments(quantizer).self
         found = self._computed(value, grid)
         if isinstance(found, str):
-            if any(self.roles.sources(read)[0] in self.integers for read in data_inputs(value)):
-                self.skipped.append(Skip.at(value, f"{found}; it stays in float between integer ops"))
+            if self._reads_integers(value):
+                self._skip(value, found)
             found = self.emitter.store("quantize", value, grid, value, grid.scale)
         self.integers[quantizer] = Quantized(found, grid)
 
@@ -93,21 +105,28 @@ class _Lowering:
         if ends is None:
             return "the function before it reads a value that is not quantized"
         clipped = grid.clipped(*ends)
-        if is_op(head, *WEIGHT_AXIS):
-            product = self._product(head)
-            if isinstance(product, str):
-                return product
-            acc = products.emit(self.emitter, product)
-            return self.emitter.requantize(value, acc, product.multiplier(grid), product.axis, clipped)
+        if is_op(head, *WEIGHT_AXIS, "batch_norm"):
+            return self._requantized(value, head, clipped)
         inputs = self._all_quantized(head)
         if inputs is None:
             return "its inputs are not all quantized"
         return arithmetic.emit(self.emitter, head, inputs, clipped)
 
+    def _requantized(self, value: fx.Node, head: fx.Node, grid: Grid) -> fx.Node | str:
+        """A product, or a batch norm as one, on the grid of a value behind it."""
+        product = self._product(head)
+        if isinstance(product, str):
+            return product
+        multiplier = product.multiplier(grid)
+        if not bool(torch.isfinite(multiplier).all()):
+            return f"its scale ({grid.scale:.2g}) is too small beside its input's ({product.source.grid.scale:.2g})"
+        return self.emitter.requantize(value, self._sums(product), multiplier, product.axis, grid)
+
     def _looked_up(self, value: fx.Node, chain: functions.Chain, source: Quantized, grid: Grid) -> fx.Node:
         if not chain and source.grid.means_the_same(grid):
             return source.node
-        return self.emitter.look_up(value, source.node, functions.table(chain, source.grid, grid))
+        table = self.emitter.weight(f"{value.name}.table", functions.table(chain, source.grid, grid))
+        return self.emitter.integers("lookup_int8", value, source.node, table)
 
     def _move(self, node: fx.Node) -> None:
         inputs = self._all_quantized(node)
@@ -115,7 +134,7 @@ class _Lowering:
             return
         moved = moves.emit(self.emitter, node, inputs)
         if isinstance(moved, str):
-            self.skipped.append(Skip.at(node, f"{moved}; it stays in float between integer ops"))
+            self._skip(node, moved)
         else:
             self.integers[node] = moved
 
@@ -129,10 +148,12 @@ class _Lowering:
                 continue
             seen.add(node)
             for read in node.all_input_nodes:
-                if (value := self.integers.get(read)) is not None:
-                    node.replace_input_with(read, self.emitter.dequantized(read, value))
-                else:
+                if (value := self.integers.get(read)) is None:
                     pending.append(read)
+                elif is_op(node, *_SHAPE_QUESTIONS):
+                    node.replace_input_with(read, value.node)
+                else:
+                    node.replace_input_with(read, self.emitter.dequantized(read, value))
 
     def _float_product(self, node: fx.Node) -> bool:
         """Compute a product whose result is read as float in integers, and convert its sums. False where it cannot."""
@@ -146,13 +167,33 @@ class _Lowering:
         if not self.ctx.fuel.take():
             return False
         self.changed += 1
+        acc = self._sums(product)
         self.emitter.at = node
-        acc = products.emit(self.emitter, product)
         rewrite.replace(self.graph, node, self.emitter.float_sums(node, acc, product.scale, product.axis))
         return True
 
     def _product(self, node: fx.Node) -> products.Product | str:
-        return products.find(self.graph, node, self.integers.get(data_inputs(node)[0]))
+        find = batch_norm.find if is_op(node, "batch_norm") else products.find
+        return find(self.graph, node, self.integers.get(data_inputs(node)[0]))
+
+    def _sums(self, product: products.Product) -> fx.Node:
+        """Made once, where the float product stands, for all that read them."""
+        if product.node not in self.sums:
+            at, self.emitter.at = self.emitter.at, product.node
+            self.sums[product.node] = products.emit(self.emitter, product)
+            self.emitter.at = at
+        return self.sums[product.node]
+
+    def _reads_integers(self, value: fx.Node) -> bool:
+        """True where a call that stays in float reads integers, or a product of them."""
+        for source in (source for read in data_inputs(value) for source in self.roles.sources(read)):
+            behind_product = is_op(source, *WEIGHT_AXIS) and data_inputs(source)[0] in self.integers
+            if source in self.integers or behind_product:
+                return True
+        return False
+
+    def _skip(self, node: fx.Node, why: str) -> None:
+        self.skipped.append(Skip.at(node, f"{why}; it stays in float between integer ops"))
 
     def _all_quantized(self, node: fx.Node) -> list[Quantized] | None:
         """What each tensor that a call reads is in integers; None where one is not."""

@@ -1,5 +1,6 @@
 """Convolutions and linear layers: their weights and biases as integers, their sums in int32."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,23 +12,27 @@ from ....ir.graph import Graph
 from ....ir.ops import TRANSPOSED_CONVS, arguments, is_op, op_name
 from ..placement import WEIGHT_QUANTIZER
 from .emitter import Emitter
-from .quantized import Grid, Quantized
-
-_LARGEST = 2**31 - 1
+from .quantized import INT32_MAX, Grid, Quantized
 
 
 @dataclass(frozen=True)
 class Product:
-    """A product whose input and weight are integers.
+    """A product of integers by stored integers: a conv or linear layer, or what is computed as one.
 
-    weight  int8, in the op's own layout
-    scale   [output channels] float32: of its accumulators, input scale times weight scale
-    bias    [output channels] int32, in units of `scale`
-    axis    of the output channels in the product's value
+    node     the float call whose sums these are
+    op       the integer op, and `options`: its arguments between the bias and the zero point
+    layer    the name that the weights are stored under
+    weight   int8, in the op's own layout
+    scale    [output channels] float32: of its accumulators, input scale times weight scale
+    bias     [output channels] int32, in units of `scale`
+    axis     of the output channels in the product's value
     """
 
     node: fx.Node
     source: Quantized
+    op: str
+    options: tuple
+    layer: str
     weight: torch.Tensor
     scale: torch.Tensor
     bias: torch.Tensor
@@ -45,28 +50,42 @@ def find(graph: Graph, node: fx.Node, source: Quantized | None) -> Product | str
         return "its input is not quantized"
     if not is_op(call.weight, WEIGHT_QUANTIZER):
         return "its weight is not quantized"
-    if isinstance(getattr(call, "padding", None), str) and _same_padding(node) is None:
-        return "its padding 'same' is uneven"
+    if call.bias is not None and call.bias.op != "get_attr":
+        return "its bias is computed, not stored"
+    op, make_options = _CALLS[op_name(node)]
+    options = make_options(node)
+    if isinstance(options, str):
+        return options
     quantizer = arguments(call.weight)
-    scale = graph.weight(quantizer.scale)
-    weight = _integers(graph, call.weight)
     repeats = call.groups if op_name(node) in TRANSPOSED_CONVS else 1  # each group of outputs has the same scales
-    scale = torch.tensor(source.grid.scale, dtype=torch.float32) * scale.repeat(repeats)
-    bias = _bias(graph, call.bias, scale)
-    if (most := _largest_sum(node, weight, bias, source.grid)) > _LARGEST:
+    scale = graph.weight(quantizer.scale).repeat(repeats)
+    weight = _integers(graph, call.weight)
+    bias = torch.zeros(len(scale)) if call.bias is None else graph.weight(call.bias).detach()
+    layer = str(quantizer.self.target)
+    axis = -1 if op_name(node) == "linear" else node.meta["val"].ndim - weight.ndim + 1
+    return bounded(Product(node, source, op, options, layer, weight, scale, bias, axis))
+
+
+def bounded(product: Product) -> Product | str:
+    """A product whose sums stay in int32, given one with float64 weights, the weights' own scales and a float bias."""
+    grid = product.source.grid
+    scale = torch.tensor(grid.scale, dtype=torch.float32) * product.scale
+    if not bool(torch.isfinite(scale).all()):
+        return f"its scales ({grid.scale:.2g} and {float(product.scale.max()):.2g}) have a product beyond float32"
+    bias = torch.round(product.bias.double() / scale.double())
+    if (most := _largest_sum(product, bias)) > INT32_MAX:
         return f"its sums can reach {most:.2g}, more than int32 holds"
-    axis = -1 if op_name(node) == "linear" else 1
-    return Product(node, source, weight.to(torch.int8), scale, bias.to(torch.int32), axis)
+    integers = {"weight": product.weight.to(torch.int8), "bias": bias.to(torch.int32)}
+    return Product(**{**product.__dict__, **integers, "scale": scale})
 
 
 def emit(emitter: Emitter, product: Product) -> fx.Node:
     """The product as an integer call: a node with int32 sums."""
-    name = arguments(arguments(product.node).weight).self.target
-    weight = emitter.weight(f"{name}_int8", product.weight)
-    bias = emitter.weight(f"{name.rpartition('.')[0]}.bias_int32".lstrip("."), product.bias)
-    op, options = _CALLS[op_name(product.node)]
+    weight = emitter.weight(f"{product.layer}_int8", product.weight)
+    bias = emitter.weight(f"{product.layer.rpartition('.')[0]}.bias_int32".lstrip("."), product.bias)
     source = product.source
-    return emitter.sums(op, product.node, source.node, weight, bias, *options(product.node), source.grid.zero_point)
+    args = source.node, weight, bias, *product.options, source.grid.zero_point
+    return emitter.sums(product.op, product.node, *args)
 
 
 def _integers(graph: Graph, quantizer: fx.Node) -> torch.Tensor:
@@ -79,55 +98,49 @@ def _integers(graph: Graph, quantizer: fx.Node) -> torch.Tensor:
     return torch.round(rounded.double() / scale.double().reshape(shape))
 
 
-def _bias(graph: Graph, bias: fx.Node | None, scale: torch.Tensor) -> torch.Tensor:
-    """In float64 steps."""
-    values = torch.zeros(len(scale)) if bias is None else graph.weight(bias).detach()
-    return torch.round(values.double() / scale.double())
-
-
-def _largest_sum(node: fx.Node, weight: torch.Tensor, bias: torch.Tensor, grid: Grid) -> float:
+def _largest_sum(product: Product, bias: torch.Tensor) -> float:
     """The largest magnitude that any accumulator can have."""
-    if op_name(node) in TRANSPOSED_CONVS:  # [in, out / groups, ...]: each input channel of a group adds to each output
-        groups = arguments(node).groups
-        total = weight.abs().reshape(groups, -1, *weight.shape[1:]).sum(1).flatten(2).sum(2).flatten()
+    weight = product.weight.abs()
+    if op_name(product.node) in TRANSPOSED_CONVS:  # [in, out / groups, ...]: a group's inputs add to all its outputs
+        groups = arguments(product.node).groups
+        total = weight.reshape(groups, -1, *weight.shape[1:]).sum(1).flatten(2).sum(2).flatten()
     else:
-        total = weight.abs().flatten(1).sum(1)
-    return float((total * grid.widest + bias.abs()).max())
+        total = weight.flatten(1).sum(1)
+    return float((total * product.source.grid.widest + bias.abs()).max())
 
 
-def _same_padding(node: fx.Node) -> list[int] | None:
-    """The padding of a conv on each side of each dim, in pixels; None where 'same' asks for uneven sides."""
+def _conv_options(node: fx.Node) -> tuple | str:
     call = arguments(node)
-    rank = call.weight.meta["val"].ndim - 2
-    if not isinstance(call.padding, str):
-        return _per_dim(call.padding, rank)
-    if call.padding == "valid":
-        return [0] * rank
-    dilation = _per_dim(call.dilation, rank)
-    reach = [(int(k) - 1) * d for k, d in zip(call.weight.meta["val"].shape[2:], dilation, strict=True)]
-    return None if any(r % 2 for r in reach) else [r // 2 for r in reach]
-
-
-def _per_dim(value: Any, rank: int) -> list[int]:
-    values = list(value) if isinstance(value, (list, tuple)) else [value]
-    return [int(v) for v in (values * rank if len(values) == 1 else values)]
-
-
-def _conv_options(node: fx.Node) -> tuple:
-    call = arguments(node)
-    rank = call.weight.meta["val"].ndim - 2
-    return _per_dim(call.stride, rank), _same_padding(node), _per_dim(call.dilation, rank), call.groups
+    spread = _spread(node)
+    dilation, padding = spread(call.dilation), call.padding
+    if padding == "same":
+        reach = [(int(k) - 1) * d for k, d in zip(call.weight.meta["val"].shape[2:], dilation, strict=True)]
+        if any(r % 2 for r in reach):
+            return "its padding 'same' is uneven"
+        padding = [r // 2 for r in reach]
+    padding = [0] * len(dilation) if padding == "valid" else spread(padding)
+    return spread(call.stride), padding, dilation, call.groups
 
 
 def _transposed_options(node: fx.Node) -> tuple:
-    call = arguments(node)
-    spread = partial(_per_dim, rank=call.weight.meta["val"].ndim - 2)
+    call, spread = arguments(node), _spread(node)
     sizes = spread(call.stride), spread(call.padding), spread(call.output_padding)
     return *sizes, call.groups, spread(call.dilation)
 
 
-# Float op -> the integer op, and that one's arguments between the bias and the zero point.
-_CALLS = {
+def _spread(node: fx.Node) -> Callable[[Any], list[int]]:
+    """From one number for all dims, or one for each, to a list with one for each."""
+    return partial(per_dim, rank=arguments(node).weight.meta["val"].ndim - 2)
+
+
+def per_dim(value: Any, rank: int) -> list[int]:
+    """[3, 3] from 3 or [3], for two dims."""
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    return [int(v) for v in (values * rank if len(values) == 1 else values)]
+
+
+# Float op -> the integer op, and that one's arguments between the bias and the zero point, or why they do not exist.
+_CALLS: dict[str, tuple[str, Callable[[fx.Node], tuple | str]]] = {
     **dict.fromkeys(("conv1d", "conv2d"), ("conv_int32", _conv_options)),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d"), ("conv_transpose_int32", _transposed_options)),
     "linear": ("linear_int32", lambda node: ()),

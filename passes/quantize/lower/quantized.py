@@ -8,6 +8,8 @@ from torch import fx
 from ....ir.graph import Graph
 from ....ir.ops import arguments
 
+INT32_MAX = 2**31 - 1
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -26,6 +28,11 @@ class Grid:
         return Grid(float(scale), int(zero_point), call.quant_min, call.quant_max)
 
     @property
+    def fits_8_bits(self) -> bool:
+        info = torch.iinfo(self.dtype)
+        return info.min <= self.low and self.high <= info.max
+
+    @property
     def dtype(self) -> torch.dtype:
         return torch.uint8 if self.low >= 0 else torch.int8
 
@@ -35,9 +42,9 @@ class Grid:
         return max(self.high - self.zero_point, self.zero_point - self.low)
 
     def quantize(self, values: torch.Tensor) -> torch.Tensor:
-        """float64 values (infinities too) as integers in float64."""
-        steps = torch.round(values / self.scale).clamp(self.low - self.zero_point, self.high - self.zero_point)
-        return steps + self.zero_point
+        """float64 values (infinities too) as integers in float64; NaN becomes the zero point, as in `quantize`."""
+        steps = torch.round(values / self.scale).nan_to_num(0.0)
+        return steps.clamp(self.low - self.zero_point, self.high - self.zero_point) + self.zero_point
 
     def reals(self) -> torch.Tensor:
         """[256] float64: what every integer of the dtype stands for, ascending."""
