@@ -118,14 +118,13 @@ def finish(graph: Graph) -> None:
 def tidy(graph: Graph) -> None:
     """`finish` for an edit that knows the types of all its nodes: nothing is inferred."""
     structure = graph.module.graph
-    structure.eliminate_dead_code(is_impure_node=has_effect)
+    structure.eliminate_dead_code(is_impure_node=has_effect)  # which checks the structure first
     used = {id(tensor) for tensor in graph.weights.values()}
     for module in list(graph.module.modules()):
         for table in (module._parameters, module._buffers):
             for name in [n for n, t in table.items() if t is not None and id(t) not in used]:
                 del table[name]
                 module._non_persistent_buffers_set.discard(name)
-    structure.lint()
     graph.module.recompile()
 
 

@@ -98,7 +98,8 @@ def concrete(extent: int | torch.SymInt, batch: int = 1) -> int:
 
 @lru_cache(maxsize=4096)
 def _substituted(expression: Any, batch: int, fixed: tuple[tuple[Any, int], ...]) -> int:
-    return int(expression.subs({**dict.fromkeys(expression.free_symbols, batch), **dict(fixed)}))
+    values = {**dict.fromkeys(expression.free_symbols, batch), **dict(fixed)}
+    return int(expression.xreplace({symbol: _integer(value) for symbol, value in values.items()}))
 
 
 def fix_examples(graph: fx.Graph) -> None:
@@ -185,15 +186,10 @@ def fake_like(node: fx.Node, tensor: torch.Tensor) -> torch.Tensor:
     mode = node.meta["val"].fake_mode
     if tensor.layout != torch.strided or not tensor.ndim:  # what has more to it than its type
         return mode.from_tensor(tensor, static_shapes=True)
-    fake = _fake(mode, tensor.shape, tensor.stride(), tensor, requires_grad=tensor.requires_grad)
+    options: dict[str, Any] = {"dtype": tensor.dtype, "requires_grad": tensor.requires_grad}
+    fake = FakeTensor(mode, torch.empty_strided(tensor.shape, tensor.stride(), device="meta", **options), tensor.device)
     fake._is_param = isinstance(tensor, torch.nn.Parameter)  # type: ignore[attr-defined]  as torch marks its own
     return fake
-
-
-def _fake(mode: FakeTensorMode, extents: Sequence, strides: Sequence, like: torch.Tensor, **options: Any) -> FakeTensor:
-    """A fake tensor made directly: an op that runs in the mode takes several times as long in its caches."""
-    meta = torch.empty_strided(tuple(extents), tuple(strides), dtype=like.dtype, device="meta", **options)
-    return FakeTensor(mode, meta, like.device)
 
 
 def memory_order(value: torch.Tensor) -> tuple[int, ...]:
@@ -202,11 +198,16 @@ def memory_order(value: torch.Tensor) -> tuple[int, ...]:
 
 
 def resized(value: torch.Tensor, extents: Sequence[int | torch.SymInt], order: Sequence[int]) -> torch.Tensor:
-    """A fake tensor like `value` with other extents and its dims in this order in memory."""
+    """A fake tensor like `value` with other extents and its dims in this order in memory.
+
+    It is made directly, and its storage has no bytes: an op that runs in the mode takes ten times as long, the most of
+    it to work out the symbolic size of a storage that nobody reads.
+    """
     strides: list[int | torch.SymInt] = [1] * len(extents)
     for slower, faster in reversed([*pairwise(order)]):
         strides[slower] = strides[faster] * extents[faster]
-    return _fake(value.fake_mode, extents, strides, value)  # type: ignore[attr-defined]
+    meta = torch.empty(0, dtype=value.dtype, device="meta").as_strided(tuple(extents), strides)
+    return FakeTensor(value.fake_mode, meta, value.device)  # type: ignore[attr-defined]
 
 
 def check_inputs(where: str, specs: list[TensorSpec], args: tuple[Any, ...], least: int = 1) -> dict[str, int]:
@@ -266,3 +267,9 @@ def _symbol(name: str) -> Any:
     import sympy
 
     return sympy.Symbol(name, positive=True, integer=True)
+
+
+def _integer(value: int) -> Any:
+    import sympy
+
+    return sympy.Integer(value)

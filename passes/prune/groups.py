@@ -1,10 +1,11 @@
 """The prunable groups of an index graph, and the families that they form."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd, lcm
 
 import numpy as np
-from scipy.sparse import csc_array, csr_array
+from scipy.sparse import coo_array, csc_array, csr_array
 
 from .index.index_graph import IndexGraph
 from .index.relation import Dim
@@ -63,13 +64,15 @@ class Groups:
         found = makers or [name for name, _, _ in rows] or ["(no weight)"]  # a piece may be a position and no weight
         return layer_name(found[0])
 
-    def incidence(self, dims: list[Dim]) -> csr_array:
+    def incidence(self, dims: Sequence[Dim]) -> csr_array:
         """[dims, groups]: how many atoms of each dim belong to each group."""
-        found = [np.unique(self.number[dim][self.number[dim] >= 0], return_counts=True) for dim in dims]
-        rows = np.repeat(np.arange(len(dims)), [len(groups) for groups, _ in found])
-        columns = np.concatenate([groups for groups, _ in found] or [np.zeros(0, int)])
-        counts = np.concatenate([counts for _, counts in found] or [np.zeros(0, int)])
-        return csr_array((counts.astype(np.int64), (rows, columns)), shape=(len(dims), self.count))
+        # A dim whose indices are all one atom can never be pruned.
+        owners = [self.number[dim[:1] if dim.strides == (0,) else dim] for dim in dims]
+        rows = np.repeat(np.arange(len(dims)), [len(owner) for owner in owners])
+        columns = np.concatenate([np.zeros(0, int), *owners])
+        inside = columns >= 0
+        entries = np.ones(np.count_nonzero(inside), np.int64)
+        return coo_array((entries, (rows[inside], columns[inside])), shape=(len(dims), self.count)).tocsr()
 
     def alive_atoms(self, alive: np.ndarray) -> np.ndarray:
         """For every atom whether it survives when `alive` says which groups do."""

@@ -1,6 +1,7 @@
 """prune-channels: remove the least important channels of a model, and prove the cut."""
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, ClassVar
 
 import numpy as np
@@ -204,7 +205,7 @@ def _dashed(name: str) -> str:
 def check_finite(graph: Graph, where: str) -> None:
     """Raises UsageError naming a parameter with NaN or infinity, or a buffer with NaN."""
     for name, weight in graph.weights.items():
-        if not weight.is_floating_point() or bool(torch.isfinite(weight.sum())):  # no sum hides NaN or infinity
+        if not weight.is_floating_point() or isfinite(weight.detach().sum().item()):  # no sum hides NaN or infinity
             continue
         is_bad = ~torch.isfinite(weight) if isinstance(weight, torch.nn.Parameter) else torch.isnan(weight)
         if bool(is_bad.any()):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.sparse import coo_matrix
+from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 
 from .relation import Dim
@@ -13,7 +13,7 @@ FREE = np.iinfo(np.int64).max
 
 def connect(a: np.ndarray, b: np.ndarray, count: int) -> tuple[int, np.ndarray]:
     """The number of components of `count` vertices with the edges a[i] - b[i], and the component of each vertex."""
-    graph = coo_matrix((np.ones(len(a), bool), (a, b)), shape=(count, count))
+    graph = csr_matrix((np.ones(len(a)), (a, b)), shape=(count, count))  # in the form that it is searched in
     return connected_components(graph, directed=False)
 
 
@@ -22,11 +22,13 @@ class Components:
 
     label    atom -> component
     reason   component -> the number of the reason that freezes it, or FREE
+    changed  component -> whether the last `merge` made it of several, or `freeze` froze it since then
     """
 
     def __init__(self, count: int):
         self.label = np.arange(count)
         self.reason = np.full(count, FREE)
+        self.changed = np.zeros(count, bool)
 
     @property
     def is_free(self) -> np.ndarray:
@@ -35,11 +37,13 @@ class Components:
     def merge(self, edges: Sequence[tuple[Dim, Dim]]) -> None:
         """Join the components that an edge connects. Labels are merged, never computed from scratch."""
         if not edges:
+            self.changed = np.zeros(len(self.reason), bool)
             return
         a, b = (self.label[np.concatenate([edge[end] for edge in edges])] for end in (0, 1))
         count, component = connect(a, b, len(self.reason))
         reason = np.full(count, FREE)
         np.minimum.at(reason, component, self.reason)
+        self.changed = np.bincount(component, minlength=count) > 1
         self.label, self.reason = component[self.label], reason
 
     def freeze(self, dims: Sequence[tuple[Dim, int]]) -> None:
@@ -48,7 +52,13 @@ class Components:
             return
         atoms = np.concatenate([dim for dim, _ in dims])
         reasons = np.repeat([reason for _, reason in dims], [len(dim) for dim, _ in dims])
-        np.minimum.at(self.reason, self.label[atoms], reasons)
+        labels = self.label[atoms]
+        self.changed[labels[self.reason[labels] == FREE]] = True
+        np.minimum.at(self.reason, labels, reasons)
+
+    def changed_in(self, atoms: np.ndarray) -> bool:
+        """One of these atoms is in a component that changed."""
+        return bool(self.changed[self.label[atoms]].any())
 
     def covers(self, dim: Dim) -> bool:
         """The whole dim is one component: to remove it would leave an empty tensor."""

@@ -42,14 +42,15 @@ def solve(
     solver = _Solver(count, edges, frozen, relations, reason)
     pending = [r for r in relations if not solver.close(r)]
     solver.update()
+    news = pending
     while pending:
-        for relation in pending:
+        for relation in news:
             relation.dead |= {f for f in relation.live_factors() if not groups_of(relation, f, solver.components)}
         still_open = [r for r in pending if not solver.close(r)]
         if len(still_open) == len(pending) and not solver.has_news():
             choose(still_open, solver.components, heads)
         solver.update()
-        pending = still_open
+        pending, news = still_open, [r for r in still_open if solver.components.changed_in(r.atoms)]
     return Solution(solver.components, solver.pieces, tuple(r for r in relations if r.is_loose()))
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 from torch import fx
@@ -47,6 +48,11 @@ class Relation:
         self._reported: set[int] = set()
         if any(len(dim) != math.prod(sizes[f] for f in factors) for dim, factors in self.views):
             raise NoRule("its extents are not products of common factors")
+
+    @cached_property
+    def atoms(self) -> np.ndarray:
+        """All atoms of its dims."""
+        return np.concatenate([dim[:1] if dim.strides == (0,) else dim for dim, _ in self.views])
 
     def live(self, factors: Iterable[str]) -> list[str]:
         return [f for f in factors if f not in self.dead]

@@ -56,21 +56,27 @@ def magnitude(mass: Mass, finish: Callable[[np.ndarray], np.ndarray]) -> Reader:
     """The mean mass of a group's entries in each weight, finished."""
 
     def read(groups: Groups, evidence: "Evidence") -> Iterator[Reading]:
-        return (Reading(found, finish(mean), is_vector) for found, mean, is_vector in _mean_mass(groups, mass))
+        return (
+            Reading(found, finish(mean), is_vector) for found, mean, is_vector in _mean_mass(groups, evidence, mass)
+        )
 
     return read
 
 
-def _mean_mass(groups: Groups, mass: Mass) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
+def _mean_mass(groups: Groups, evidence: "Evidence", mass: Mass) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
     """For every slice of every weight (its groups, the mean mass of their entries, whether the weight is a vector)."""
+    known = {} if evidence.sums is None else evidence.sums
     for name, slices in weight_slices(groups).items():
         weight = groups.index.graph.weight(name)
-        for part, sums in zip(slices, sums_by_slice(slices, mass, weight), strict=True):
+        key = mass, name, *((part.shape, part.kept) for part in slices)  # whatever groups the indices belong to
+        if key not in known:
+            known[key] = sums_by_slice(slices, mass, weight)
+        for part, sums in zip(slices, known[key], strict=True):
             yield part.groups, part.add_up(sums) / part.entries, weight.ndim == 1
 
 
 def lamp_shares(groups: Groups, evidence: "Evidence") -> Iterator[Reading]:
-    for found, energy, is_vector in _mean_mass(groups, torch.square):
+    for found, energy, is_vector in _mean_mass(groups, evidence, torch.square):
         yield Reading(found, lamp(energy, groups.family[found]), is_vector)
 
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from ....ir.errors import UsageError
@@ -25,11 +26,13 @@ class Evidence:
                 batches of the loss's gradient, of its square, of the squared weight times the diagonal of the Hessian;
                 zeros where the loss does not reach. "activation", "zeros": layer's weight -> [channels], the mean
                 magnitude of its output and the share of zeros in it, after the batch norm and activation that follow
+    sums        not of data: what who scores the same weights twice remembers, (mass, weight, its slices) -> their sums
     """
 
     seed: int = 0
     batches: int = 0
     quantities: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    sums: dict[tuple, list[np.ndarray]] | None = None
 
     def of(self, quantity: str) -> Mapping[str, Any]:
         """Raises UsageError for a quantity that was not gathered."""

@@ -1,5 +1,7 @@
 """From an index graph to groups with their importance."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from ..groups import Groups
@@ -14,7 +16,7 @@ def ranked(
 ) -> tuple[Groups, np.ndarray]:
     """The groups, made of the pieces that suit each other best by importance, and the importance of each."""
     groups = Groups(index)
-    pieces = pieces_of(groups)
+    pieces, evidence = pieces_of(groups), replace(evidence, sums={})
     if pieces is not groups:
         groups = rematch(groups, pieces, importance(pieces, criterion, evidence, normalizer))
     return groups, importance(groups, criterion, evidence, normalizer)

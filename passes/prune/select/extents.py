@@ -1,7 +1,7 @@
 """Surviving extents of dims, from the number of survivors of each family, without a look at single atoms."""
 
 import numpy as np
-from scipy.sparse import coo_array, csc_array, csr_array, vstack
+from scipy.sparse import csc_array, csr_array, vstack
 
 from ..groups import alike
 from ..index.relation import Dim
@@ -22,7 +22,7 @@ class Extents:
         groups = ranking.groups
         self._ranking = ranking
         self.full = np.array([len(dim) for dim in dims], np.int64)
-        table = _incidence(groups.number, groups.count, dims)
+        table = groups.incidence(dims)
         self.varies = np.diff(table.indptr) > 0
         refined = vstack([csr_array(groups.family[None] + 1), table])
         kind = alike(csc_array(refined)) if groups.count else np.zeros(0, int)
@@ -48,13 +48,3 @@ class Extents:
         """[families]: what one more group takes of a quantity, on average, from its slope in each extent."""
         cells = (self.taken.T @ slope) * self.share
         return np.bincount(self.cell_family, cells, len(self._ranking.sizes))
-
-
-def _incidence(number: np.ndarray, count: int, dims: list[Dim]) -> csr_array:
-    """[dims, groups]: how many atoms of each dim belong to each group."""
-    owners = [number[dim[:1]] if dim.strides == (0,) else number[dim] for dim in dims]  # one atom: never prunable
-    rows = np.repeat(np.arange(len(dims)), [len(owner) for owner in owners])
-    columns = np.concatenate([np.zeros(0, int), *owners])
-    inside = columns >= 0
-    entries = np.ones(int(inside.sum()), np.int64)
-    return coo_array((entries, (rows[inside], columns[inside])), shape=(len(dims), count)).tocsr()

@@ -7,6 +7,7 @@ makes, and that only a pooling reads.
 from collections.abc import Iterator
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from ..groups import Groups
 
@@ -25,16 +26,14 @@ def last_ones(groups: Groups, scores: np.ndarray) -> np.ndarray:
 
 def _parts_of_families(groups: Groups) -> Iterator[np.ndarray]:
     """The groups of every dim that all its atoms could leave without a whole family going."""
-    sizes = np.array([len(family.groups) for family in groups.families])
-    index, seen = groups.index, set()
-    for dim in {id(d): d for value in index.values.values() for dims in value for d in dims}.values():
-        if index.is_fixed(dim) or not len(dim):
-            continue
-        owners = groups.number[dim]
-        if owners.min() < 0:
-            continue
-        owners = np.unique(owners)
-        key = owners.tobytes()
-        if key not in seen and not (np.bincount(groups.family[owners], minlength=len(sizes)) == sizes).any():
-            yield owners
-        seen.add(key)
+    index = groups.index
+    dims = {id(d): d for value in index.values.values() for dims in value for d in dims}.values()
+    dims = [d for d in dims if len(d) and not index.is_fixed(d) and groups.number[d].min() >= 0]
+    table = groups.incidence(dims)
+    row = np.repeat(np.arange(len(dims)), np.diff(table.indptr))
+    held = csr_array((np.ones(len(row), int), (row, groups.family[table.indices])), (len(dims), len(groups.families)))
+    sizes = np.array([len(family.groups) for family in groups.families], int)
+    holds_whole = np.zeros(len(dims), bool)
+    holds_whole[np.repeat(np.arange(len(dims)), np.diff(held.indptr))[held.data == sizes[held.indices]]] = True
+    for number in np.flatnonzero(~holds_whole):
+        yield table.indices[table.indptr[number] : table.indptr[number + 1]]
