@@ -45,8 +45,8 @@ _ROLES = {
     **dict.fromkeys(("cat", "concat", "concatenate", "stack"), Role.JOIN),
     **dict.fromkeys(
         (
-            "max_pool1d", "max_pool2d", "adaptive_max_pool2d", "view", "_unsafe_view", "reshape", "flatten",
-            "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze", "expand", "repeat", "slice", "select",
+            "max_pool1d", "max_pool2d", "adaptive_max_pool1d", "adaptive_max_pool2d", "amax", "amin",
+            "view", "_unsafe_view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze", "expand", "repeat", "slice", "select",
             "narrow", "split", "split_with_sizes", "chunk", "unbind", "index_select", "flip", "roll", "contiguous",
             "clone", "alias", "dropout", "feature_dropout", "pad", "constant_pad_nd", "pixel_shuffle",
             "pixel_unshuffle", "channel_shuffle", "upsample_nearest2d",
@@ -144,7 +144,10 @@ def _why_float(node: fx.Node) -> str:
         return "it reads values that are not float32"
     if name not in WEIGHT_AXIS:
         return ""
-    return "" if stored_weight(node) is not None else "its weight is computed, not stored"
+    if stored_weight(node) is None:
+        return "its weight is computed, not stored"
+    bias = arguments(node).bias
+    return "its bias is computed, not stored" if bias is not None and bias.op != "get_attr" else ""
 
 
 def _is_float(node: fx.Node) -> bool:

@@ -11,7 +11,7 @@ from ....ir.cost import INTEGER_PRODUCTS, macs
 from ....ir.graph import Graph
 from ....ir.ops import arguments, is_op
 from ...base import Context, Pass, Result, Skip
-from ..placement import ACTIVATION_QUANTIZER
+from ..placement import ACTIVATION_QUANTIZER, WEIGHT_QUANTIZER
 from ..rules import WEIGHT_AXIS, Role, Roles, data_inputs
 from . import arithmetic, batch_norm, functions, moves, products
 from .emitter import Emitter
@@ -109,7 +109,7 @@ class _Lowering:
             return self._requantized(value, head, clipped)
         inputs = self._all_quantized(head)
         if inputs is None:
-            return "its inputs are not all quantized"
+            return self.roles.why_float(head) or "its inputs are not all quantized"
         return arithmetic.emit(self.emitter, head, inputs, clipped)
 
     def _requantized(self, value: fx.Node, head: fx.Node, grid: Grid) -> fx.Node | str:
@@ -161,7 +161,7 @@ class _Lowering:
             return False
         product = self._product(node)
         if isinstance(product, str):
-            if data_inputs(node)[0] in self.integers:
+            if is_op(arguments(node).weight, WEIGHT_QUANTIZER):
                 self.skipped.append(Skip.at(node, f"{product}; it stays in float"))
             return False
         if not self.ctx.fuel.take():

@@ -16,10 +16,11 @@ _FILLED = frozenset({"pad", "constant_pad_nd"})
 # ATen has no kernel of these for int8.
 _OTHER_FORMS = {
     "max_pool1d": pooling.maximum,
+    "adaptive_max_pool1d": pooling.maximum,
     "adaptive_max_pool2d": pooling.maximum,
     "upsample_nearest2d": resizing.nearest,
 }
-_WITH_INDICES = "adaptive_max_pool2d"
+_WITH_INDICES = ("adaptive_max_pool1d", "adaptive_max_pool2d")
 
 
 def emit(emitter: Emitter, node: fx.Node, inputs: list[Quantized]) -> Quantized | str:
@@ -29,8 +30,8 @@ def emit(emitter: Emitter, node: fx.Node, inputs: list[Quantized]) -> Quantized 
         return "its inputs have different scales"
     if op_name(node) in _IDENTITIES:
         return first
-    if is_getitem(node) and is_op(node.args[0], _WITH_INDICES):  # whose integer form yields the maxima alone
-        return first if node.args[1] == 0 else "indices are no values on a scale"
+    if is_getitem(node) and is_op(node.args[0], *_WITH_INDICES):  # whose integer form yields the maxima alone
+        return first
     form = _OTHER_FORMS.get(op_name(node))
     moved = form(emitter, node, first) if form else _same_call(emitter, node, inputs)
     return moved if isinstance(moved, str) else Quantized(moved, first.grid)

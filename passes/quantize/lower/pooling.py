@@ -54,9 +54,11 @@ def average(emitter: Emitter, node: fx.Node, inputs: list[Quantized], grid: Grid
 
 
 def maximum(emitter: Emitter, node: fx.Node, source: Quantized) -> fx.Node | str:
-    """The integer form of max_pool1d and of adaptive_max_pool1d and 2d, whose value comes with indices."""
+    """The integer form of max_pool1d and of adaptive_max_pool1d and 2d, which yield indices too."""
     call = arguments(node)
     if op_name(node).startswith("adaptive"):
+        if any(user.args[1] != 0 for user in node.users):
+            return "the indices of its maxima are read"
         found = _adaptive(node)
         if isinstance(found, str):
             return found
