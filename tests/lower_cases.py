@@ -1,4 +1,4 @@
-"""Small nets on their way to integers: what stands between two convs, calibrated, lowered, and compared step by step."""
+"""Small nets on their way to integers: calibrated, lowered, and compared with their float form step by step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -45,11 +45,11 @@ _ROLES = {
     **dict.fromkeys(("cat", "concat", "concatenate", "stack"), Role.JOIN),
     **dict.fromkeys(
         (
-            "max_pool1d", "max_pool2d", "adaptive_max_pool1d", "adaptive_max_pool2d", "amax", "amin",
-            "view", "_unsafe_view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze", "expand", "repeat", "slice", "select",
-            "narrow", "split", "split_with_sizes", "chunk", "unbind", "index_select", "flip", "roll", "contiguous",
-            "clone", "alias", "dropout", "feature_dropout", "pad", "constant_pad_nd", "pixel_shuffle",
-            "pixel_unshuffle", "channel_shuffle", "upsample_nearest2d",
+            "max_pool1d", "max_pool2d", "adaptive_max_pool1d", "adaptive_max_pool2d", "amax", "amin", "view",
+            "_unsafe_view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze",
+            "expand", "repeat", "slice", "select", "narrow", "split", "split_with_sizes", "chunk", "unbind",
+            "index_select", "flip", "roll", "contiguous", "clone", "alias", "dropout", "feature_dropout", "pad",
+            "constant_pad_nd", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "upsample_nearest2d",
             "fake_quantize_per_tensor_affine",
         ),
         Role.PASS,
