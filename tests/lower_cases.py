@@ -95,11 +95,16 @@ def differences(lowered: Lowered, *inputs: torch.Tensor) -> list[Difference]:
 
     At every quantizer its own value is compared with the integers, which then stand for it: errors do not add up.
     """
-    record = _Record(lowered.integer.module)
-    record.run(*inputs)
-    comparison = _Comparison(lowered.fake, record.seen)
+    comparison = _Comparison(lowered.fake, values_of(lowered.integer, *inputs))
     comparison.run(*inputs)
     return comparison.found
+
+
+def values_of(graph: Graph, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Every value of a run, by the name of its node."""
+    record = _Record(graph.module)
+    record.run(*inputs)
+    return record.seen
 
 
 class _Record(fx.Interpreter):

@@ -83,7 +83,10 @@ class Settings:
             read = data_inputs(read)[0]
         if bias is None or not is_op(read, ACTIVATION_QUANTIZER):
             return None, 1.0
-        return self.graph.weight(bias), float(self._new[scale_name(read)])
+        call = arguments(quantizer)
+        channels = call.self.meta["val"].shape[call.axis]  # groups of a transposed conv share scales, not biases
+        largest = self.graph.weight(bias).detach().abs().reshape(-1, channels).amax(0)
+        return largest, float(self._new[scale_name(read)])
 
     def _set(self, quantizer: fx.Node, scale: torch.Tensor, zero_point: torch.Tensor) -> None:
         call = arguments(quantizer)

@@ -27,7 +27,8 @@ def find(graph: Graph, node: fx.Node, source: Quantized | None) -> Product | str
     if rank not in (1, 2):
         return f"its input has {rank + 2} dims, only 3 and 4 have an integer form"
     mean, variance = (graph.weight(n).detach().double() for n in (call.running_mean, call.running_var))
-    gain, offset = (1.0 if n is None else graph.weight(n).detach().double() for n in (call.weight, call.bias))
+    gain = 1.0 if call.weight is None else graph.weight(call.weight).detach().double()
+    offset = 0.0 if call.bias is None else graph.weight(call.bias).detach().double()
     factor = gain / torch.sqrt(variance + call.eps)
     bias = offset - mean * factor
     scale, _ = symmetric(-factor.abs(), factor.abs(), _HIGH, bias, source.grid.scale)
