@@ -116,6 +116,11 @@ class Roles:
         return "it reads a constant as an activation" if constants else ""
 
 
+def only_moves(node: fx.Node) -> bool:
+    """True for a call that changes no number, of float or integer values."""
+    return is_getitem(node) or _ROLES.get(op_name(node)) in (Role.PASS, Role.JOIN)
+
+
 def data_inputs(node: fx.Node) -> list[fx.Node]:
     """The activations that a call reads, without weights and sizes."""
     if _ROLES.get(op_name(node)) is Role.ARITHMETIC:
