@@ -5,6 +5,10 @@ from .canonicalize import Canonicalize
 from .fold_batch_norm import FoldBatchNorm
 from .prune.prune_channels import PruneChannels
 from .prune.sensitivity import Sensitivity
+from .quantize.accuracy.correct_bias import CorrectBias
+from .quantize.accuracy.equalize import Equalize
+from .quantize.accuracy.round_weights import RoundWeights
+from .quantize.accuracy.smooth import Smooth
 from .quantize.calibrate import Calibrate
 from .quantize.insert_fake_quant import InsertFakeQuant
 from .quantize.lower.lower_integers import LowerIntegers
@@ -20,7 +24,11 @@ PASSES: tuple[type[Pass], ...] = (
     Sparsify,
     Finetune,
     PruneGradually,
+    Equalize,
+    Smooth,
     InsertFakeQuant,
     Calibrate,
+    CorrectBias,
+    RoundWeights,
     LowerIntegers,
 )

@@ -11,6 +11,7 @@ from ..ir.graph import Graph
 from ..ir.ops import CONVS, TRANSPOSED_CONVS, WEIGHTED_PRODUCTS, arguments, is_op, only_user, op_name
 from ..ir.shapes import shape
 from .base import Context, Pass, Result, Skip
+from .layers.by_group import along, by_group
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,8 @@ def _fold_into_source(graph: Graph, norm: fx.Node, product: fx.Node) -> _Fold:
     """norm(W x + b) = (scale W) x + (scale b + shift)"""
     scale, shift = _scale_and_shift(graph, norm)
     weight, bias = _weight_and_bias(graph, product, channels=len(scale))
-    grouped, outputs, _ = _by_group(product, weight)
-    weight = (grouped * _along(scale, grouped, outputs)).reshape(weight.shape)
+    grouped, outputs, _ = by_group(product, weight)
+    weight = (grouped * along(scale, grouped, outputs)).reshape(weight.shape)
     return _Fold(norm, product, weight, bias * scale + shift, product)
 
 
@@ -129,11 +130,11 @@ def _fold_into_reader(graph: Graph, norm: fx.Node, product: fx.Node) -> _Fold | 
     if bool(shift.any()) and (reason := _why_border_differs(product)):
         return reason
     weight = graph.weight(arguments(product).weight).detach().double()
-    grouped, outputs, inputs = _by_group(product, weight)
+    grouped, outputs, inputs = by_group(product, weight)
     channels = grouped.shape[0] * grouped.shape[outputs]
     _, bias = _weight_and_bias(graph, product, channels)
-    constant = (grouped * _along(shift, grouped, inputs)).sum(dim=(inputs, 3)).reshape(-1)
-    weight = (grouped * _along(scale, grouped, inputs)).reshape(weight.shape)
+    constant = (grouped * along(shift, grouped, inputs)).sum(dim=(inputs, 3)).reshape(-1)
+    weight = (grouped * along(scale, grouped, inputs)).reshape(weight.shape)
     return _Fold(norm, product, weight, bias + constant, arguments(norm).input)
 
 
@@ -166,20 +167,6 @@ def _weight_and_bias(graph: Graph, product: fx.Node, channels: int) -> tuple[tor
     if call.bias is None:
         return weight, torch.zeros(channels, dtype=torch.float64, device=weight.device)
     return weight, graph.weight(call.bias).detach().double()
-
-
-def _by_group(product: fx.Node, weight: torch.Tensor) -> tuple[torch.Tensor, int, int]:
-    """The weight as [groups, a, b, taps], and which of a and b are the outputs and the inputs of a group."""
-    groups = 1 if is_op(product, "linear") else arguments(product).groups
-    grouped = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
-    return (grouped, 2, 1) if is_op(product, *TRANSPOSED_CONVS) else (grouped, 1, 2)
-
-
-def _along(channels: torch.Tensor, grouped: torch.Tensor, axis: int) -> torch.Tensor:
-    """A per-channel vector in a shape that multiplies along one axis of every group."""
-    extents = [grouped.shape[0], 1, 1, 1]
-    extents[axis] = grouped.shape[axis]
-    return channels.reshape(extents)
 
 
 def _apply(graph: Graph, fold: _Fold) -> None:

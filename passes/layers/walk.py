@@ -13,11 +13,21 @@ Values = dict[fx.Node, Any]
 
 
 class Walk:
-    """The calls of a graph in order. Weights are read when they are used: they may change between two runs."""
+    """The calls of a graph in order.
+
+    Weights, and what is computed from weights alone (a quantized one), are read when they are used: they may change
+    between two runs.
+    """
 
     def __init__(self, graph: Graph):
         self.graph = graph
-        self._calls = [node for node in graph.nodes if node.op not in ("placeholder", "get_attr", "output")]
+        self._of_weights: set[fx.Node] = set()
+        for node in graph.nodes:
+            reads = node.all_input_nodes
+            if node.op == "call_function" and reads and all(n.op == "get_attr" or n in self._of_weights for n in reads):
+                self._of_weights.add(node)
+        calls = (node for node in graph.nodes if node.op not in ("placeholder", "get_attr", "output"))
+        self._calls = [node for node in calls if node not in self._of_weights]
         self._position = {node: position for position, node in enumerate(self._calls)}
         last: dict[fx.Node, int] = {}
         for position, call in enumerate(self._calls):
@@ -49,7 +59,9 @@ class Walk:
         return call.target(*args, **kwargs)  # type: ignore[operator]
 
     def read(self, values: Values, node: fx.Node) -> Any:
-        return self.graph.weight(node) if node.op == "get_attr" else values[node]
+        if node.op == "get_attr":
+            return self.graph.weight(node)
+        return self.evaluate(values, node) if node in self._of_weights else values[node]
 
     def position(self, node: fx.Node) -> int:
         return self._position[node]

@@ -1,0 +1,96 @@
+"""What a quantized layer is multiplied with and what it should give: a bounded sample of rows from the data."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from ....ir.graph import Graph
+from ....ir.ops import CONVS, arguments, op_name
+from ...layers.patches import outputs_of, rows_of
+from ...layers.side_by_side import SideBySide
+from .reference import Layer
+
+ROWS_BYTES = 2**28  # that the rows of one layer may take
+HELD_OUT = 5  # every fifth sample is kept back to see whether what was learned holds for others
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A layer as a product of matrices: `inputs @ weight.T + bias` should be `wanted`.
+
+    inputs  [groups, n, unknowns], as the quantized layer reads them
+    wanted  [groups, n, outputs of a group], the float layer's output before its epilogue
+    """
+
+    inputs: torch.Tensor
+    wanted: torch.Tensor
+
+    def __len__(self) -> int:
+        return self.inputs.shape[1]
+
+    def slice(self, start: int, stop: int) -> "Rows":
+        return Rows(self.inputs[:, start:stop], self.wanted[:, start:stop])
+
+
+def sample_rows(
+    both: SideBySide, layer: Layer, samples: int, limit: int, generator: torch.Generator
+) -> tuple[Rows, Rows | None]:
+    """About `limit` rows in random order, in equal shares of all samples at random positions; and those held out.
+
+    samples  how many samples the data holds
+    The second part is None where the data are fewer than `HELD_OUT` samples.
+    """
+    parts: tuple[list[Rows], list[Rows]] = ([], [])
+    share, seen = 0, 0
+    for before, after in both.run_to(layer.twin, layer.product):
+        x = both.after.read(after, arguments(layer.product).input)
+        wanted = both.before.evaluate(before, layer.twin)
+        share = share or _share(both.graph, layer, samples, limit)
+        for number, (one, result) in enumerate(_by_sample(both.graph, layer.product, x, wanted), start=seen):
+            held = samples >= HELD_OUT and number % HELD_OUT == HELD_OUT - 1
+            parts[held].append(_some(both.graph, layer, one, result, share, generator))
+        seen += len(x)
+    learned, held_out = (_joined(found, generator) if found else None for found in parts)
+    assert learned is not None
+    return learned, held_out
+
+
+def groups_of(product: fx.Node) -> int:
+    return arguments(product).groups if op_name(product) in CONVS else 1
+
+
+def _share(graph: Graph, layer: Layer, samples: int, limit: int) -> int:
+    """Rows of one sample, so that those of all meet the bound."""
+    weight = graph.weight(layer.weight)
+    wide = 4 * groups_of(layer.product) * weight[0].numel() + 4 * weight.shape[0]
+    return max(1, min(limit, ROWS_BYTES // wide) // max(samples, 1))
+
+
+def _by_sample(graph: Graph, product: fx.Node, x: torch.Tensor, wanted: torch.Tensor):
+    """The input and output of each sample, with its batch dim where the layer has one."""
+    if op_name(product) in CONVS and x.ndim < graph.weight(_weight(product)).ndim:
+        return [(x, wanted)]
+    return zip(x.split(1), wanted.split(1), strict=True)
+
+
+def _some(
+    graph: Graph, layer: Layer, x: torch.Tensor, wanted: torch.Tensor, share: int, generator: torch.Generator
+) -> Rows:
+    """Rows of one sample at random positions, each position once."""
+    weight, groups = graph.weight(layer.weight), groups_of(layer.product)
+    positions = wanted.numel() // weight.shape[0]
+    at = torch.randperm(positions, generator=generator)[:share]
+    inputs = rows_of(layer.product, x, weight, at)
+    return Rows(inputs, outputs_of(layer.product, wanted, weight, groups, at))
+
+
+def _joined(parts: list[Rows], generator: torch.Generator) -> Rows:
+    inputs, wanted = (torch.cat([getattr(part, name) for part in parts], 1) for name in ("inputs", "wanted"))
+    order = torch.randperm(inputs.shape[1], generator=generator)
+    return Rows(inputs[:, order], wanted[:, order])
+
+
+def _weight(product: fx.Node) -> fx.Node:
+    weight = arguments(product).weight
+    return weight if weight.op == "get_attr" else weight.args[0]
