@@ -51,11 +51,7 @@ def as_before(writer: Writer, value: fx.Node, acc: fx.Node) -> fx.Node:
 
 
 def _conv(writer: Writer, call: Any, multiplier: torch.Tensor) -> fx.Node:
-    x, weight, bias = (
-        writer.operand(call.input),
-        writer.weight(call.weight, multiplier),
-        writer.weight(call.bias, multiplier),
-    )
+    x, (weight, bias) = writer.operand(call.input), (writer.weight(n, multiplier) for n in (call.weight, call.bias))
     conv = _CONVS[call.weight.meta["val"].ndim - 2]
     return writer.call(conv, x, weight, bias, call.stride, call.padding, call.dilation, call.groups)
 

@@ -4,8 +4,8 @@
     %y = Conv(%xc, DequantizeLinear(w, multiplier), DequantizeLinear(b, multiplier))
     %yq = QuantizeLinear(%y, 1, zero_point);      %yc = DequantizeLinear(%yq, 1, zero_point)
 
-Every activation is counted in its own steps: its scale is 1 and its float value an integer, which float32 holds exactly;
-a weight's scale is its product's multiplier. That is exact in two ways:
+Every activation is counted in its own steps: its scale is 1 and its float value an integer, which float32 holds; a
+weight's scale is its product's multiplier. That is exact in two ways:
 
 - A runtime replaces a product between such pairs by an integer kernel. onnxruntime multiplies the sums of one by
   f32(f32(x_scale * w_scale) / y_scale), which is the multiplier itself, and rounds as `planish.ir.integers` does.

@@ -25,20 +25,11 @@ def emit(emitter: Emitter, node: fx.Node) -> bool:
     """Emit the call on packed values if there is a way; False leaves it to TVM on plain values."""
     rule = _RULES.get(op_name(node))
     value = node.meta.get("val")
-    if rule is None or not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
+    if rule is None or not isinstance(value, torch.Tensor):
+        return False
+    if value.dtype != torch.float32 and (op_name(node) != "cat" or emitter.integers is None):
         return False
     return rule(emitter, node)
-
-
-def _extents(emitter: Emitter, node: fx.Node) -> tuple[int | None, int, int, int] | None:
-    """(batch, height, width, channels) of a 4-d float value with a fixed image size, None for others."""
-    value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor) or value.ndim != 4 or value.dtype != torch.float32:
-        return None
-    if any(isinstance(s, torch.SymInt) for s in value.shape[1:]):
-        return None
-    _, channels, height, width = map(int, (0, *value.shape[1:]))
-    return emitter.batch(node), height, width, channels
 
 
 def _keep(emitter: Emitter, node: fx.Node, spec: Any, sources: list[fx.Node]) -> bool:
@@ -50,7 +41,7 @@ def _keep(emitter: Emitter, node: fx.Node, spec: Any, sources: list[fx.Node]) ->
 def _pool(emitter: Emitter, node: fx.Node) -> bool:
     call = arguments(node)
     source = call.self
-    extents = _extents(emitter, source)
+    extents = emitter.packed_extents(source)
     if extents is None or call.ceil_mode or getattr(call, "divisor_override", None) is not None:
         return False
     kernel = pair(call.kernel_size)
@@ -70,26 +61,19 @@ def _global_mean(emitter: Emitter, node: fx.Node) -> bool:
     """adaptive_avg_pool2d to one pixel, and mean over height and width."""
     call = arguments(node)
     source = call.self
-    extents = _extents(emitter, source)
+    extents = emitter.packed_extents(source)
     if extents is None or not emitter.values.is_packed(source):
         return False
     if op_name(node) == "mean":
         if call.dim is None or sorted(d % 4 for d in call.dim) != [2, 3]:
             return False
         if not call.keepdim:
-            return _flat_mean(emitter, node, source, GlobalMean(*extents))
+            mean = emitter.kernel(node, GlobalMean(*extents), [emitter.values.packed(source)], [])
+            emitter.values[node] = emitter.without_pixels(mean, extents[3])
+            return True
     elif list(call.output_size) != [1, 1]:
         return False
     return _keep(emitter, node, GlobalMean(*extents), [source])
-
-
-def _flat_mean(emitter: Emitter, node: fx.Node, source: fx.Node, spec: GlobalMean) -> bool:
-    """[N, C]: the packed mean without its padding lanes and its two extents of 1."""
-    emitter.others["squeeze"] += 1
-    mean = emitter.kernel(node, spec, [emitter.values.packed(source)], [])
-    real = relax.op.strided_slice(mean, axes=[3], begin=[0], end=[spec.channels])
-    emitter.values[node] = emitter.builder.emit(relax.op.squeeze(emitter.builder.emit(real), [1, 2]))
-    return True
 
 
 def _binary(emitter: Emitter, node: fx.Node) -> bool:
@@ -99,8 +83,8 @@ def _binary(emitter: Emitter, node: fx.Node) -> bool:
         return False
     if not (emitter.values.is_packed(left) or emitter.values.is_packed(right)):
         return False
-    extents = [_extents(emitter, n) for n in (left, right)]
-    whole = _extents(emitter, node)
+    extents = [emitter.packed_extents(n) for n in (left, right)]
+    whole = emitter.packed_extents(node)
     if whole is None or any(e is None or n.op == "get_attr" for e, n in zip(extents, (left, right), strict=True)):
         return False
     if extents[0] != whole:
@@ -115,7 +99,7 @@ def _binary(emitter: Emitter, node: fx.Node) -> bool:
 def _unary(emitter: Emitter, node: fx.Node) -> bool:
     source = node.args[0]
     epilogue = activation(node)
-    extents = _extents(emitter, node)
+    extents = emitter.packed_extents(node)
     if epilogue is None or extents is None or not emitter.values.is_packed(source):
         return False
     assert isinstance(source, fx.Node)
@@ -125,7 +109,7 @@ def _unary(emitter: Emitter, node: fx.Node) -> bool:
 def _elementwise(emitter: Emitter, node: fx.Node) -> bool:
     """A converter that looks at each element alone works on the packed tensor as it is."""
     source = node.args[0]
-    if not emitter.values.is_packed(source) or _extents(emitter, node) is None:
+    if not emitter.values.is_packed(source) or emitter.packed_extents(node) is None:
         return False
     emitter.others[op_name(node)] += 1
     emitter.values.set_packed(node, CONVERTERS[op_name(node)](emitter, node, emitter.values.packed))
@@ -135,7 +119,7 @@ def _elementwise(emitter: Emitter, node: fx.Node) -> bool:
 def _cat(emitter: Emitter, node: fx.Node) -> bool:
     """Along channels, where every part fills its lanes."""
     call = arguments(node)
-    parts = [_extents(emitter, n) for n in call.tensors]
+    parts = [emitter.packed_extents(n) for n in call.tensors]
     if call.dim % 4 != 1 or any(p is None or p[3] % emitter.target.lanes for p in parts):
         return False
     if not any(emitter.values.is_packed(n) for n in call.tensors):

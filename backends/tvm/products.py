@@ -88,7 +88,7 @@ def _reshape(emitter: Emitter, value: relax.Expr, shape: list[int]) -> relax.Exp
 
 def _weights(emitter: Emitter, node: fx.Node) -> list[np.ndarray | None]:
     call = arguments(node)
-    return [emitter.array(call.weight), emitter.array(call.bias)]
+    return [emitter.array(call.weight), None if call.bias is None else emitter.array(call.bias)]
 
 
 def _nchw(emitter: Emitter, node: fx.Node) -> tuple[int | None, int, int, int]:

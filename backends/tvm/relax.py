@@ -19,14 +19,16 @@ from ...ir.errors import BuildError, first_line
 from ...ir.graph import Graph
 from ...ir.ops import describe, is_random, op_name, writes
 from ..target import Target
-from . import packed_ops, products
-from .arithmetic import fp32
+from . import integer_kernels, packed_ops, plain_integers, products
+from .arithmetic import Arithmetic, fp32, integers
 from .fuse import Plan, plan
+from .fuse_integers import IntegerSum
 from .importer_faults import is_converted_wrongly
 from .inference import freeze
 from .kernels import describe as describe_kernel
 from .kernels import pack, prim_func, signature
 from .kernels.shapes import ToPacked, ToPlain
+from .storage import BYTES, Storage
 from .tvm_ops import CONVERTERS
 from .values import Values
 
@@ -88,7 +90,7 @@ def to_relax(graph: Graph, target: Target) -> RelaxModel:
 def unsupported(graph: Graph, *, own_kernels: bool = True) -> list[fx.Node]:
     """The calls that TVM's importer (and, with `own_kernels`, our converters) cannot take, or would take wrongly."""
     known = ExportedProgramImporter().convert_map
-    ours = CONVERTERS if own_kernels else {}
+    ours = {*CONVERTERS, *plain_integers.OPS} if own_kernels else set()
     calls = [node for node in graph.nodes if node.op == "call_function"]
 
     def is_taken(node: fx.Node) -> bool:
@@ -110,7 +112,10 @@ class Emitter:
         self.graph, self.target = graph, target
         # Half of the second-level cache for activations leaves the other half to weights.
         cache = target.l2_kib * 1024 // 2
-        self.arithmetic = fp32(target.triple, target.lanes, target.registers, target.cores, cache)
+        sizes = target.lanes, target.registers, target.cores, cache
+        self.arithmetic = fp32(target.triple, *sizes)
+        self.integers = integers(target.features, *sizes)
+        self.storage = Storage(self.integers.activation if self.integers else None)
         self.plan: Plan = plan(graph)
         self.importer = ExportedProgramImporter()
         self.builder = self.importer.block_builder = relax.BlockBuilder()
@@ -125,8 +130,8 @@ class Emitter:
     def emit(self) -> RelaxModel:
         inputs = self._inputs()
         with self.builder.function("main", params=list(inputs.values())):
-            self.values.update(inputs)
             with self.builder.dataflow():
+                self.values.update({node: self._shifted(node, value, 1) for node, value in inputs.items()})
                 for node in self.graph.nodes:
                     if node.op == "get_attr":
                         self.values[node] = self._weight(node)
@@ -137,28 +142,47 @@ class Emitter:
         module = relax.transform.DeadCodeElimination()(self.builder.get())
         return RelaxModel(module, tuple(self.layers), dict(self.others), self.weight_bytes)
 
-    def kernel(self, node: fx.Node, spec: Any, inputs: list[relax.Expr], weights: list[np.ndarray]) -> relax.Expr:
-        """Emit one call of our own kernel. Equal specs share one PrimFunc."""
-        if spec not in self.kernels:
-            function = prim_func(spec, self.arithmetic).with_attr("op_pattern", _OPAQUE)
+    def kernel(
+        self,
+        node: fx.Node,
+        spec: Any,
+        inputs: list[relax.Expr],
+        weights: list[np.ndarray],
+        arithmetic: Arithmetic | None = None,
+    ) -> relax.Expr:
+        """Emit one call of our own kernel. Equal specs of one arithmetic (fp32 if none is given) share one PrimFunc."""
+        arithmetic = arithmetic or self.arithmetic
+        key, shapes = (arithmetic.name, spec), signature(spec, arithmetic)
+        if key not in self.kernels:
+            function = prim_func(spec, arithmetic).with_attr("op_pattern", _OPAQUE)
             name = f"{type(spec).__name__.lower()}_{len(self.kernels)}"
-            self.kernels[spec] = self.builder.add_func(function.with_attr("global_symbol", name), name)
-        symbol = self.kernels[spec]
-        shape = signature(spec, self.arithmetic).output
+            self.kernels[key] = self.builder.add_func(function.with_attr("global_symbol", name), name)
+        symbol, shape = self.kernels[key], shapes.output
         batch = inputs[0].ty.shape[0] if shape[0] is None else shape[0]
-        kind = relax.TensorType([batch, *shape[1:]], "float32")
-        activations, rest = inputs[:1], inputs[1:]
+        kind = relax.TensorType([batch, *shape[1:]], shapes.result)
+        activations, rest = inputs[: len(shapes.inputs)], inputs[len(shapes.inputs) :]
         call = relax.call_tir(symbol, [*activations, *map(self.constant, weights), *rest], kind)
-        self.layers.append(Layer(node.name, symbol.name_hint, describe_kernel(spec, self.arithmetic)))
+        self.layers.append(Layer(node.name, symbol.name_hint, describe_kernel(spec, arithmetic)))
         return self.builder.emit(call, node.name)
 
-    def product_kernel(self, node: fx.Node, spec: Any, inputs: list[relax.Expr], tensors: list[Any]) -> relax.Expr:
+    def product_kernel(
+        self,
+        node: fx.Node,
+        spec: Any,
+        inputs: list[relax.Expr],
+        tensors: list[Any],
+        arithmetic: Arithmetic | None = None,
+    ) -> relax.Expr:
         """A kernel with weights, which are packed for it."""
-        return self.kernel(node, spec, inputs, pack(spec, self.arithmetic, *tensors))
+        return self.kernel(node, spec, inputs, pack(spec, arithmetic or self.arithmetic, *tensors), arithmetic)
 
-    def array(self, node: fx.Node | None) -> np.ndarray | None:
-        """The numbers of a weight node, None for an absent bias."""
-        return None if node is None else self.graph.weight(node).detach().numpy()
+    def array(self, node: fx.Node) -> np.ndarray:
+        """The numbers of a weight node."""
+        return self.graph.weight(node).detach().numpy()
+
+    def number(self, node: fx.Node) -> float:
+        """The only number of a weight node."""
+        return float(self.graph.weight(node))
 
     def constant(self, array: np.ndarray) -> relax.Expr:
         self.weight_bytes += array.nbytes
@@ -169,11 +193,34 @@ class Emitter:
         extent = node.meta["val"].shape[0]
         return None if isinstance(extent, torch.SymInt) else int(extent)
 
+    def packed_extents(self, node: fx.Node) -> tuple[int | None, int, int, int] | None:
+        """(batch, height, width, channels) of a 4-d value with a fixed image size, None for others."""
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor) or value.ndim != 4 or value.dtype not in (torch.float32, *BYTES):
+            return None
+        if any(isinstance(s, torch.SymInt) for s in value.shape[1:]):
+            return None
+        _, channels, height, width = map(int, (0, *value.shape[1:]))
+        return self.batch(node), height, width, channels
+
+    def without_pixels(self, packed: relax.Expr, channels: int) -> relax.Expr:
+        """[N, C]: a packed value of one pixel without its padding lanes and its two extents of 1."""
+        self.others["squeeze"] += 1
+        real = relax.op.strided_slice(packed, axes=[3], begin=[0], end=[channels])
+        return self.builder.emit(relax.op.squeeze(self.builder.emit(real), [1, 2]))
+
     def _call(self, node: fx.Node) -> None:
         try:
-            if node in self.plan.kernels:
-                products.emit(self, self.plan.kernels[node])
-            elif not packed_ops.emit(self, node):
+            if isinstance(kernel := self.plan.kernels.get(node), IntegerSum):
+                integer_kernels.emit_sum(self, kernel)
+            elif kernel is not None:
+                products.emit(self, kernel)
+            elif integer_kernels.emit(self, node) or packed_ops.emit(self, node):
+                return
+            elif plain_integers.computes(node):
+                self.others[op_name(node)] += 1
+                self.values[node] = plain_integers.emit(self, node)
+            else:
                 self.others[op_name(node)] += 1
                 self.values[node] = self.convert(node)
         except BuildError:
@@ -209,16 +256,28 @@ class Emitter:
 
     def _result(self) -> relax.Expr:
         (output,) = self.graph.module.graph.find_nodes(op="output")
-        values = [self.values[node] for node in _leaves(output.args[0])]
+        values = [self._shifted(node, self.values[node], -1) for node in _leaves(output.args[0])]
         return values[0] if len(values) == 1 else relax.Tuple(values)
 
+    def _shifted(self, node: fx.Node, value: relax.Expr, sign: int) -> relax.Expr:
+        """Bytes as the graph has them turned into bytes as they lie in memory (sign 1), or back (-1)."""
+        dtype = node.meta["val"].dtype if isinstance(node.meta.get("val"), torch.Tensor) else None
+        if dtype not in BYTES or not (shift := self.storage.shift(dtype)):
+            return value
+        wanted = self.storage.of(dtype) if sign > 0 else str(dtype).removeprefix("torch.")
+        moved = relax.op.add(relax.op.astype(value, "int32"), relax.const(sign * shift, "int32"))
+        return self.builder.emit(relax.op.astype(moved, wanted))
+
     def _plain_from_packed(self, node: fx.Node, value: relax.Expr) -> relax.Expr:
-        _, channels, height, width = node.meta["val"].shape
-        return self.kernel(node, ToPlain(self.batch(node), int(height), int(width), int(channels)), [value], [])
+        return self._converted(ToPlain, node, value)
 
     def _packed_from_plain(self, node: fx.Node, value: relax.Expr) -> relax.Expr:
+        return self._converted(ToPacked, node, value)
+
+    def _converted(self, layout: type[ToPlain] | type[ToPacked], node: fx.Node, value: relax.Expr) -> relax.Expr:
         _, channels, height, width = node.meta["val"].shape
-        return self.kernel(node, ToPacked(self.batch(node), int(height), int(width), int(channels)), [value], [])
+        spec = layout(self.batch(node), int(height), int(width), int(channels))
+        return self.kernel(node, spec, [value], [], self.integers if node.meta["val"].dtype in BYTES else None)
 
 
 def _leaves(value: Any) -> Iterator[fx.Node]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from .arm import NeonFp32
-from .base import Arithmetic
+from .base import Arithmetic, Integers
 from .x86 import X86Fp32
+from .x86_integers import Vnni
 
 FP32: dict[str, type[Arithmetic]] = {"x86_64": X86Fp32, "aarch64": NeonFp32}
 
@@ -18,4 +21,16 @@ def fp32(triple: str, lanes: int, registers: int, cores: int = 1, cache: int = 5
     return FP32[triple.split("-")[0]](lanes, registers, cores, cache)
 
 
-__all__ = ["FP32", "Arithmetic", "NeonFp32", "X86Fp32", "fp32"]
+# The processor feature that gives an integer arithmetic, best first.
+INTEGERS: dict[str, type[Integers]] = {"avx512_vnni": Vnni, "avx_vnni": Vnni}
+
+
+def integers(
+    features: Collection[str], lanes: int, registers: int, cores: int = 1, cache: int = 512 << 10
+) -> Integers | None:
+    """The 8-bit arithmetic of a target with these features; None where there is none."""
+    found = next((kind for feature, kind in INTEGERS.items() if feature in features), None)
+    return found(lanes, registers, cores, cache) if found else None
+
+
+__all__ = ["FP32", "INTEGERS", "Arithmetic", "Integers", "NeonFp32", "Vnni", "X86Fp32", "fp32", "integers"]

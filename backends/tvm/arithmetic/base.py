@@ -26,6 +26,8 @@ class Arithmetic(ABC):
     weight: ClassVar[str]
     accumulator: ClassVar[str]
     unroll: ClassVar[int]  # k steps in one pass of the inner loop
+    group: ClassVar[int] = 1  # neighbouring k steps that one instruction takes: they lie side by side in the weights
+    lowest: ClassVar[float] = float("-inf")  # of activations: what no maximum is below
 
     @abstractmethod
     def multiply(
@@ -37,7 +39,11 @@ class Arithmetic(ABC):
         weight_offset: Any,
         steps: int,
     ) -> None:
-        """Emit `steps` k steps of accumulators[pixel][vector] += source[offsets[pixel] + k] * weights[k][vector]."""
+        """Emit `steps` k steps of accumulators[pixel][vector] += source[offsets[pixel] + k] * weights[k][vector].
+
+        Weights lie in memory as [k / group][vector][lane][group]. `steps` need not be a multiple of the group: what the
+        weights hold beyond it is zero.
+        """
 
     @abstractmethod
     def registers_used(self, pixels: int, vectors: int) -> int:
@@ -74,3 +80,10 @@ class Fp32(Arithmetic):
     weight: ClassVar[str] = "float32"
     accumulator: ClassVar[str] = "float32"
     unroll: ClassVar[int] = 4
+
+
+class Integers(Arithmetic):
+    """8-bit activations times int8 weights, summed in int32."""
+
+    weight: ClassVar[str] = "int8"
+    accumulator: ClassVar[str] = "int32"

@@ -11,20 +11,28 @@ from typing import Any
 import numpy as np
 
 from ..arithmetic import Arithmetic
-from . import depthwise, direct, elementwise, expand_depthwise, layout, pointwise, pool
+from . import depthwise, direct, elementwise, expand_depthwise, integer_elementwise, layout, pointwise, pool
 from .activations import ACTIVATIONS
+from .requantize import Addition, StoredGrid, constants
 from .shapes import (
     Binary,
     Dense,
     Depthwise,
+    Dequantize,
     DirectConv,
     Epilogue,
     ExpandDepthwise,
     GlobalMean,
+    IntegerAdd,
+    IntegerMul,
+    Lookup,
     Pointwise,
     Pool,
+    Requantize,
     Signature,
     Spec,
+    ToFloat,
+    ToIntegers,
     ToPacked,
     ToPlain,
     Unary,
@@ -44,6 +52,7 @@ FAMILIES: dict[type, Any] = {
     Unary: elementwise,
     ToPacked: layout,
     ToPlain: layout,
+    **dict.fromkeys((IntegerAdd, IntegerMul, Lookup, ToIntegers, ToFloat), integer_elementwise),
 }
 
 
@@ -52,10 +61,11 @@ def prim_func(spec: Spec, arithmetic: Arithmetic) -> Any:
     return FAMILIES[type(spec)].prim_func(spec, arithmetic)
 
 
-def pack(spec: Spec, arithmetic: Arithmetic, *weights: np.ndarray | None) -> list[np.ndarray]:
+def pack(spec: Spec, arithmetic: Arithmetic, *weights: Any) -> list[np.ndarray]:
     """Weights and biases in PyTorch's layouts -> the arrays that the kernel reads, in call order.
 
-    A missing bias is None. ExpandDepthwise takes the weight and bias of both its convolutions, the 1x1's first.
+    A missing bias is None. Products of integers take weight, bias, multiplier per channel, `constants` and the input's
+    zero point in memory. ExpandDepthwise takes the weight and bias of both its convolutions, the 1x1's first.
     """
     return FAMILIES[type(spec)].pack(spec, arithmetic, *weights)
 
@@ -72,21 +82,31 @@ def describe(spec: Spec, arithmetic: Arithmetic) -> str:
 
 __all__ = [
     "ACTIVATIONS",
+    "Addition",
     "Binary",
     "Dense",
     "Depthwise",
+    "Dequantize",
     "DirectConv",
     "Epilogue",
     "ExpandDepthwise",
     "GlobalMean",
+    "IntegerAdd",
+    "IntegerMul",
+    "Lookup",
     "Pointwise",
     "Pool",
+    "Requantize",
     "Signature",
     "Spec",
+    "StoredGrid",
+    "ToFloat",
+    "ToIntegers",
     "ToPacked",
     "ToPlain",
     "Unary",
     "Window",
+    "constants",
     "describe",
     "pack",
     "prim_func",

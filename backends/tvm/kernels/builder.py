@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 from tvm.s_tir import SBlock, SBlockRealize
 from tvm.script.ir_builder import IRBuilder
@@ -51,6 +52,11 @@ class View:
         """The same buffer, with offsets counted from `entry` of the leading dimension."""
         return View(self.buffer, self.dtype, entry)
 
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return np.dtype(self.dtype).itemsize
+
     def _indices(self, last: Any) -> list[Any]:
         rank = len(self.buffer.shape)
         return [last] if rank == 1 else [self.entry, *[0] * (rank - 2), last]
@@ -73,7 +79,7 @@ class Register:
     """One vector that lives in a register for the rest of the enclosing loop body."""
 
     def __init__(self, lanes: int, dtype: str):
-        self._lanes = lanes
+        self._lanes, self.dtype = lanes, dtype
         self._view = View(T.alloc_buffer((lanes,), dtype, scope=REGISTER_SCOPE, layout=None), dtype)
 
     @property
@@ -138,13 +144,14 @@ class Kernel:
         symbolic = any(None in shape for shape in shapes if shape)
         batch = tirx.Var("batch", "int64") if symbolic else None
 
-        def declare(name: str, shape: Shape) -> View:
-            return self.argument(name, [batch if size is None else size for size in shape])
+        def declare(name: str, shape: Shape, dtype: str) -> View:
+            return self.argument(name, [batch if size is None else size for size in shape], dtype)
 
-        sources = [declare(f"source{i}", shape) for i, shape in enumerate(signature.inputs)]
-        weights = [declare(f"weight{i}", shape) for i, shape in enumerate(signature.weights)]
-        residual = declare("residual", signature.residual) if signature.residual else None
-        return Parameters(sources, weights, residual, declare("target", signature.output), batch)
+        kind, packed = signature.activation, zip(signature.weights, signature.weight_dtypes, strict=True)
+        sources = [declare(f"source{i}", shape, kind) for i, shape in enumerate(signature.inputs)]
+        weights = [declare(f"weight{i}", shape, dtype) for i, (shape, dtype) in enumerate(packed)]
+        residual = declare("residual", signature.residual, kind) if signature.residual else None
+        return Parameters(sources, weights, residual, declare("target", signature.output, signature.result), batch)
 
     def argument(self, name: str, shape: Sequence[Index], dtype: str = "float32") -> View:
         """The next parameter, a dense buffer."""

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from ..arithmetic import Arithmetic
-from . import packing
-from .builder import Index, Kernel, Vector, View
+from ..arithmetic.tir import T
+from . import packing, product_weights
+from .builder import Index, Kernel, Vector, View, broadcast
 from .output import Output
 from .shapes import Depthwise, Signature, Window, round_up
 from .tile import is_parallel
-from .window import Columns, by_input, cut_columns, input_column, input_row, rows_on_image
+from .window import Borders, Columns, by_input, cut_columns, input_column, input_row, rows_on_image
 
 MOST_COLUMNS = 14  # per tile: enough accumulators to hide every latency, and the code stays short
 
@@ -28,15 +29,35 @@ def tile_columns(window: Window, out_width: int, arithmetic: Arithmetic) -> int:
 def signature(spec: Depthwise, arithmetic: Arithmetic) -> Signature:
     channels = round_up(spec.channels, arithmetic.lanes)
     output = (spec.batch, *spec.window.output(spec.height, spec.width), channels)
-    residual = output if spec.epilogue.residual else None
     source = (spec.batch, spec.height, spec.width, channels)
-    return Signature((source,), ((channels * spec.window.taps,), (channels,)), residual, output)
+    biases = channels * len(_reached(spec))
+    packed = ((channels * spec.window.taps,), "float32"), ((biases,), arithmetic.accumulator)
+    return product_weights.signature(spec.epilogue, arithmetic, source, output, packed, channels)
 
 
-def pack(spec: Depthwise, arithmetic: Arithmetic, weight: np.ndarray, bias: np.ndarray | None) -> list[np.ndarray]:
-    """weight [channels, 1, kh, kw] -> [vector][kh][kw][lanes], bias."""
+def pack(
+    spec: Depthwise,
+    arithmetic: Arithmetic,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    multiplier: np.ndarray | None = None,
+    constants: np.ndarray | None = None,
+    zero_point: int = 0,
+) -> list[np.ndarray]:
+    """weight [channels, 1, kh, kw] -> [vector][kh][kw][lanes], bias, and for integers what their epilogue reads."""
     matrix = np.asarray(weight).reshape(spec.channels, -1)
-    return [packing.panels(matrix, arithmetic.lanes, 1), packing.lanes_of(bias, spec.channels, arithmetic.lanes)]
+    return [
+        packing.vectors(matrix, arithmetic.lanes),
+        product_weights.biases(arithmetic, bias, matrix, zero_point, _reached(spec)),
+        *product_weights.finishing(spec.epilogue, arithmetic, spec.channels, multiplier, constants),
+    ]
+
+
+def _reached(spec: Depthwise) -> list[np.ndarray]:
+    """For every class of outputs with a bias of its own, the taps that fall on the image."""
+    if not spec.bordered:
+        return [np.ones(spec.window.taps)]
+    return Borders.of(spec.window, spec.height, spec.width).reached()
 
 
 def describe(spec: Depthwise, arithmetic: Arithmetic) -> str:
@@ -47,13 +68,19 @@ def describe(spec: Depthwise, arithmetic: Arithmetic) -> str:
 
 @dataclass(frozen=True)
 class Taps:
-    """The register tile of a depthwise convolution; `pitch` is the step from one input column to the next."""
+    """The register tile of a depthwise convolution; `pitch` is the step from one input column to the next.
+
+    Integers are multiplied and summed in float32, which holds sums of so few products of bytes exactly: 518 taps of
+    255 * 127 stay below 2**24. `channels`: lanes of outputs; `borders`: where biases differ.
+    """
 
     kernel: Kernel
     arithmetic: Arithmetic
     window: Window
     height: int
     pitch: int
+    channels: int
+    borders: Borders | None
     weights: View
     bias: View
 
@@ -72,19 +99,32 @@ class Taps:
         line(y) is the offset in `source` of that vector in input row y; store(i, value) takes the result of column i.
         """
         lanes, (tall, wide) = self.arithmetic.lanes, self.window.kernel
-        sums = self.kernel.registers(columns.size, lanes, self.arithmetic.accumulator)
+        integers = self.arithmetic.accumulator != "float32"
+        sums = self.kernel.registers(columns.size, lanes)
         for total in sums:
-            total.value = self.bias.vector(vector * lanes, lanes)
+            total.value = broadcast(0.0, lanes) if integers else self.bias.vector(vector * lanes, lanes)
         begin, end = rows_on_image(self.window, self.height, row)
         with self.kernel.loop(end - begin, begin) as tap:
             start = line(input_row(self.window, row, tap))
             weights = (vector * (tall * wide) + tap * wide) * lanes
             for i, across in by_input(self.window, columns):
                 value = source.vector(start + input_column(self.window, column + i, across) * self.pitch, lanes)
+                value = T.cast(value, f"float32x{lanes}") if integers else value
                 weight = self.weights.vector(weights + across * lanes, lanes)
                 sums[i].value = sums[i].value + value * weight
         for i, total in enumerate(sums):
-            store(i, total.value)
+            if integers:
+                bias = self.bias.vector(self.start(row, columns, i) + vector * lanes, lanes)
+                store(i, T.cast(total.value, f"int32x{lanes}") + bias)
+            else:
+                store(i, total.value)
+
+    def start(self, row: Index, columns: Columns, i: int) -> Index:
+        """Where the biases of the class lie that column i of a tile belongs to."""
+        if self.borders is None:
+            return 0
+        across = len(self.borders.patterns)
+        return (self.borders.row(row) * across + self.borders.column(columns, i)) * self.channels
 
 
 def prim_func(spec: Depthwise, arithmetic: Arithmetic) -> Any:
@@ -96,8 +136,9 @@ def prim_func(spec: Depthwise, arithmetic: Arithmetic) -> Any:
     )
     with Kernel() as kernel:
         given = kernel.parameters(signature(spec, arithmetic))
-        taps = Taps(kernel, arithmetic, window, spec.height, pitch, *given.weights)
-        outputs = Output(kernel, lanes, spec.epilogue, given.target, given.residual)
+        borders = Borders.of(window, spec.height, spec.width) if spec.bordered else None
+        taps = Taps(kernel, arithmetic, window, spec.height, pitch, pitch, borders, *given.weights[:2])
+        outputs = product_weights.output_of(kernel, arithmetic, spec.epilogue, given, taken=2)
         with kernel.grid(spec.batch or given.batch, out_height, parallel=parallel) as (image, row):
             source, output = given.sources[0].at(image), outputs.at(image)
             for columns in cut:
@@ -108,8 +149,10 @@ def prim_func(spec: Depthwise, arithmetic: Arithmetic) -> Any:
                     def line(y: Index, channel: Index = channel) -> Index:
                         return y * (spec.width * pitch) + channel
 
-                    def store(c: int, value: Vector, output: Output = output, place: Index = place) -> None:
-                        output.write(place + c * pitch, value)
+                    def store(
+                        c: int, value: Vector, output: Output = output, place: Index = place, channel: Index = channel
+                    ) -> None:
+                        output.write(place + c * pitch, value, channel)
 
                     taps.tile(source, line, row, columns, column, vector, store)
     return kernel.prim_func

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from ..arithmetic import Arithmetic
-from . import packing
+from . import packing, product_weights
 from .builder import Index, Kernel, Vector, View
 from .microkernel import Accumulators, Ahead
 from .output import Output
 from .shapes import DirectConv, Signature, round_up
 from .tile import Tile, input_blocks, is_parallel, lies_in, register_tile, segments
-from .window import Columns, by_input, cut_columns, input_column, input_row, rows_on_image
+from .window import Borders, Columns, by_input, cut_columns, input_column, input_row, rows_on_image
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Plan:
     """Sizes that follow from a spec.
 
     Groups narrower than a vector are joined until their outputs fill whole vectors; the weights between them are
-    zeros. `group_in`, `group_out`: channels of a joined group; `vectors`: vectors of outputs per joined group.
+    zeros. `group_in`, `group_out`: channels of a joined group; `vectors`: vectors of outputs per joined group;
+    `run`: products per tap, inputs in whole groups of the arithmetic.
     """
 
     out_height: int
@@ -32,13 +33,16 @@ class Plan:
     group_in: int
     group_out: int
     vectors: int
+    run: int
     tile: Tile
+    borders: Borders | None
 
 
 def plan(spec: DirectConv, arithmetic: Arithmetic) -> Plan:
     height, width = spec.window.output(spec.height, spec.width)
     group_out = spec.out_channels // spec.groups
     joined = arithmetic.lanes // gcd(arithmetic.lanes, group_out)
+    joined *= arithmetic.group // gcd(arithmetic.group, joined * (spec.in_channels // spec.groups))
     if spec.groups % joined:
         joined = spec.groups
     groups = spec.groups // joined
@@ -46,7 +50,9 @@ def plan(spec: DirectConv, arithmetic: Arithmetic) -> Plan:
     vectors = round_up(group_out, arithmetic.lanes) // arithmetic.lanes
     # All weights of a row of the window stay in registers while an image is read.
     tile = register_tile(arithmetic, width, vectors, spec.window.kernel[1] - 1 if spec.image else 0)
-    return Plan(height, width, groups, group_in, group_out, vectors, tile)
+    borders = Borders.of(spec.window, spec.height, spec.width) if spec.bordered else None
+    run = round_up(group_in, arithmetic.group)
+    return Plan(height, width, groups, group_in, group_out, vectors, run, tile, borders)
 
 
 def signature(spec: DirectConv, arithmetic: Arithmetic) -> Signature:
@@ -57,26 +63,41 @@ def signature(spec: DirectConv, arithmetic: Arithmetic) -> Signature:
         source = (spec.batch, spec.height, spec.width, round_up(spec.in_channels, lanes))
     output = (spec.batch, p.out_height, p.out_width, round_up(spec.out_channels, lanes))
     outputs = p.groups * p.vectors * lanes
-    weights = ((outputs * spec.window.taps * p.group_in,), (outputs,))
-    return Signature((source,), weights, output if spec.epilogue.residual else None, output)
+    biases = outputs * len(p.borders.reached()) if p.borders else outputs
+    packed = ((outputs * spec.window.taps * p.run,), arithmetic.weight), ((biases,), arithmetic.accumulator)
+    return product_weights.signature(spec.epilogue, arithmetic, source, output, packed, outputs)
 
 
-def pack(spec: DirectConv, arithmetic: Arithmetic, weight: np.ndarray, bias: np.ndarray | None) -> list[np.ndarray]:
-    """weight [out, in / groups, kh, kw] -> panels per group, bias.
+def pack(
+    spec: DirectConv,
+    arithmetic: Arithmetic,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    multiplier: np.ndarray | None = None,
+    constants: np.ndarray | None = None,
+    zero_point: int = 0,
+) -> list[np.ndarray]:
+    """weight [out, in / groups, kh, kw] -> panels per group, bias, and for integers what their epilogue reads.
 
     The reduction runs over kh, kw, in; where an image is read over kh, in, kw.
     """
     p = plan(spec, arithmetic)
     own_in, own_out = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-    joined = np.zeros((p.groups, p.group_out, p.group_in, *spec.window.kernel), np.float32)
+    joined = np.zeros((p.groups, p.group_out, p.run, *spec.window.kernel), arithmetic.weight)
     each = np.asarray(weight).reshape(p.groups, -1, own_out, own_in, *spec.window.kernel)
     for part in range(spec.groups // p.groups):  # the block diagonal
         outs, ins = slice(part * own_out, (part + 1) * own_out), slice(part * own_in, (part + 1) * own_in)
         joined[:, outs, ins] = each[:, part]
     order = (0, 1, 3, 2, 4) if spec.image else (0, 1, 3, 4, 2)
     matrices = joined.transpose(order).reshape(p.groups, p.group_out, -1)
-    cut = [packing.panels(matrix, arithmetic.lanes, p.tile.vectors) for matrix in matrices]
-    return [np.concatenate(cut), packing.lanes_of(bias, spec.out_channels, arithmetic.lanes)]
+    cut = [packing.panels(matrix, arithmetic, p.tile.vectors) for matrix in matrices]
+    tap_sums = np.asarray(weight).sum(1, dtype=np.float64).reshape(spec.out_channels, -1)
+    reached = p.borders.reached() if p.borders else [np.ones(spec.window.taps)]
+    return [
+        np.concatenate(cut),
+        product_weights.biases(arithmetic, bias, tap_sums, zero_point, reached),
+        *product_weights.finishing(spec.epilogue, arithmetic, spec.out_channels, multiplier, constants),
+    ]
 
 
 def describe(spec: DirectConv, arithmetic: Arithmetic) -> str:
@@ -87,8 +108,8 @@ def describe(spec: DirectConv, arithmetic: Arithmetic) -> str:
 def prim_func(spec: DirectConv, arithmetic: Arithmetic) -> Any:
     with Kernel() as kernel:
         given = kernel.parameters(signature(spec, arithmetic))
-        output = Output(kernel, arithmetic.lanes, spec.epilogue, given.target, given.residual)
-        source, (weights, bias) = given.sources[0], given.weights
+        output = product_weights.output_of(kernel, arithmetic, spec.epilogue, given, taken=2)
+        source, (weights, bias) = given.sources[0], given.weights[:2]
         nest = _Nest(kernel, arithmetic, spec, plan(spec, arithmetic), source, weights, bias, output)
         nest.emit(spec.batch or given.batch)
     return kernel.prim_func
@@ -125,7 +146,7 @@ class _Nest:
         p, spec, size = self.plan, self.spec, self.plan.tile.vectors
         panels = list(segments(p.vectors, size))
         count = sum(panel.count for panel in panels)
-        image_bytes = 4 * spec.height * spec.width * self.pitch_in
+        image_bytes = self.source.itemsize * spec.height * spec.width * self.pitch_in
         parts = input_blocks(self.arithmetic, image_bytes, p.out_height, p.groups * count)
         work = (spec.batch or 1) * p.out_height * p.out_width * self.depth * p.groups * p.group_out
         extents = (images, parts.count, p.groups, count)
@@ -146,14 +167,14 @@ class _Nest:
     @property
     def depth(self) -> int:
         """Products per output."""
-        return self.spec.window.taps * self.plan.group_in
+        return self.spec.window.taps * self.plan.run
 
     def tile(self, place: _Place) -> None:
         """One register tile: neighbouring columns by the vectors of one panel."""
         p, lanes, window = self.plan, self.arithmetic.lanes, self.spec.window
         channel = (place.group * p.vectors + place.panel * p.tile.vectors) * lanes
         sums = Accumulators(self.kernel, self.arithmetic, place.columns.size, place.vectors)
-        sums.start(self.bias, channel)
+        sums.start(self.bias, *self.starts(place, channel))
         begin, end = rows_on_image(window, self.spec.height, place.row)
         panel = channel * self.depth
         ahead = self.ahead(place, panel)
@@ -161,15 +182,25 @@ class _Nest:
             if self.spec.image:
                 self.feed_image(sums, place, tap, panel)
             else:
-                passes = (tap - begin) * (window.kernel[1] * (p.group_in // self.arithmetic.unroll))
+                passes = (tap - begin) * (window.kernel[1] * (p.run // self.arithmetic.unroll))
                 self.feed(sums, place, tap, panel, ahead and ahead.after(passes))
         output, pitch = self.output.at(place.image), round_up(self.spec.out_channels, lanes)
         first = (place.row * p.out_width + place.column) * pitch + channel
 
         def store(i: int, v: int, value: Vector) -> None:
-            output.write(first + i * pitch + v * lanes, value)
+            output.write(first + i * pitch + v * lanes, value, channel + v * lanes)
 
         sums.finish(store)
+
+    def starts(self, place: _Place, channel: Index) -> list[Index]:
+        """Where the bias of each pixel lies: one for all, or one for each class of borders."""
+        p = self.plan
+        if p.borders is None:
+            return [channel]
+        outputs, across = p.groups * p.vectors * self.arithmetic.lanes, len(p.borders.patterns)
+        line = p.borders.row(place.row) * across
+        columns = place.columns
+        return [(line + p.borders.column(columns, i)) * outputs + channel for i in range(columns.size)]
 
     def feed(self, sums: Accumulators, place: _Place, tap_row: Index, panel: Index, ahead: Ahead | None) -> None:
         """One row of the window over packed channels: the channels of each tap are one run.
@@ -182,10 +213,10 @@ class _Nest:
             with self.kernel.loop(taps, first) as tap:
                 start = (line + input_column(window, place.column, tap)) * self.pitch_in + place.group * p.group_in
                 offsets = _offsets(start, window.stride[1] * self.pitch_in, taking_part)
-                step = (tap_row * window.kernel[1] + tap) * p.group_in
+                step = (tap_row * window.kernel[1] + tap) * p.run
                 weights = panel + step * (place.vectors * self.arithmetic.lanes)
-                here = ahead and ahead.after(ahead.passed + tap * (p.group_in // self.arithmetic.unroll))
-                sums.accumulate(source, offsets, self.weights, weights, p.group_in, here)
+                here = ahead and ahead.after(ahead.passed + tap * (p.run // self.arithmetic.unroll))
+                sums.accumulate(source, offsets, self.weights, weights, p.run, here)
 
     def ahead(self, place: _Place, panel: Index) -> Ahead | None:
         """What a whole tile prefetches of the next panel."""

@@ -38,7 +38,7 @@ def signature(spec: ExpandDepthwise, arithmetic: Arithmetic) -> Signature:
     channels = round_up(spec.channels, lanes)
     source = (spec.batch, spec.height, spec.width, round_up(spec.in_channels, lanes))
     weights = ((channels * spec.in_channels,), (channels,), *second.weights)
-    return replace(second, inputs=(source,), weights=weights)
+    return replace(second, inputs=(source,), weights=weights, weight_dtypes=())
 
 
 def pack(
@@ -52,7 +52,7 @@ def pack(
     """expand_weight [channels, in, 1, 1] and weight [channels, 1, kh, kw] -> panels, bias, depthwise weights, bias."""
     matrix = np.asarray(expand_weight).reshape(spec.channels, spec.in_channels)
     return [
-        packing.panels(matrix, arithmetic.lanes, _tile(spec, arithmetic).vectors),
+        packing.panels(matrix, arithmetic, _tile(spec, arithmetic).vectors),
         packing.lanes_of(expand_bias, spec.channels, arithmetic.lanes),
         *depthwise.pack(_depthwise(spec), arithmetic, weight, bias),
     ]
@@ -69,7 +69,8 @@ def prim_func(spec: ExpandDepthwise, arithmetic: Arithmetic) -> Any:
         given = kernel.parameters(signature(spec, arithmetic))
         output = Output(kernel, arithmetic.lanes, spec.epilogue, given.target, given.residual)
         weights, bias, *second = given.weights
-        taps = Taps(kernel, arithmetic, spec.window, spec.height, arithmetic.lanes, *second)
+        channels = round_up(spec.channels, arithmetic.lanes)
+        taps = Taps(kernel, arithmetic, spec.window, spec.height, arithmetic.lanes, channels, None, *second)
         tile, source = _tile(spec, arithmetic), given.sources[0]
         nest = _Nest(kernel, arithmetic, spec, tile, source, weights, bias, taps, output)
         nest.emit(spec.batch or given.batch)

@@ -19,7 +19,7 @@ def signature(spec: ToPacked | ToPlain, arithmetic: Arithmetic) -> Signature:
     plain = (spec.batch, spec.channels, spec.height, spec.width)
     packed = (spec.batch, spec.height, spec.width, round_up(spec.channels, arithmetic.lanes))
     source, target = (plain, packed) if isinstance(spec, ToPacked) else (packed, plain)
-    return Signature((source,), (), None, target)
+    return Signature((source,), (), None, target, arithmetic.activation, arithmetic.activation)
 
 
 def pack(spec: ToPacked | ToPlain, arithmetic: Arithmetic) -> list[np.ndarray]:
@@ -50,5 +50,5 @@ def prim_func(spec: ToPacked | ToPlain, arithmetic: Arithmetic) -> Any:
                         target.store(pixel * pitch + channel, source.scalar(channel * pixels + pixel))
                     if pitch > channels:
                         with kernel.loop(pitch - channels, channels) as channel:
-                            target.store(pixel * pitch + channel, T.float32(0))
+                            target.store(pixel * pitch + channel, T.cast(0, arithmetic.activation))
     return kernel.prim_func

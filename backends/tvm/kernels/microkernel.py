@@ -58,11 +58,12 @@ class Accumulators:
         self._kernel, self._arithmetic, self._vectors = kernel, arithmetic, vectors
         self._rows = [kernel.registers(vectors, arithmetic.lanes, arithmetic.accumulator) for _ in range(pixels)]
 
-    def start(self, bias: View, offset: Index) -> None:
-        """Every pixel begins with the bias, read from `offset` on."""
+    def start(self, bias: View, *offsets: Index) -> None:
+        """Every pixel begins with the bias, read from an offset of its own, or from one that all share."""
         lanes = self._arithmetic.lanes
+        starts = offsets * len(self._rows) if len(offsets) == 1 else offsets
         for v in range(self._vectors):
-            for row in self._rows:
+            for row, offset in zip(self._rows, starts, strict=True):
                 row[v].value = bias.vector(offset + v * lanes, lanes)
 
     def accumulate(

@@ -4,40 +4,63 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .activations import finish
-from .builder import Index, Kernel, Vector, View, broadcast
-from .shapes import Epilogue
+from ..arithmetic.tir import T
+from . import activations, requantize
+from .builder import Index, Kernel, Vector, View
+from .shapes import Epilogue, Finish
 
 
 @dataclass(frozen=True)
 class Output:
-    """The output tensor of a kernel, with the residual of the same shape if there is one."""
+    """The output tensor of a kernel, with the residual of the same shape if there is one.
+
+    multiplier, constants: what the epilogue of int32 sums reads, per channel and altogether.
+    """
 
     kernel: Kernel
     lanes: int
-    epilogue: Epilogue
+    epilogue: Finish
     target: View
     residual: View | None
+    multiplier: View | None = None
+    constants: View | None = None
 
     def at(self, entry: Index) -> Output:
         """The same, with offsets counted from one entry of the leading dimension."""
         residual = self.residual.at(entry) if self.residual else None
         return replace(self, target=self.target.at(entry), residual=residual)
 
-    def write(self, offset: Index, value: Vector, used: int = 0) -> None:
-        """Finish one vector and store it; with `used` only its first lanes exist in memory."""
+    def write(self, offset: Index, value: Vector, channel: Index = 0, used: int = 0) -> None:
+        """Finish one vector, whose first lane is `channel`, and store it; with `used` only its first lanes exist."""
         if used:
-            self._write_lanes(offset, value, used)
+            self._write_lanes(offset, value, channel, used)
             return
         residual = self.residual.vector(offset, self.lanes) if self.residual else None
-        self.target.store(offset, finish(self.epilogue, value, self.lanes, residual), self.lanes)
+        self.target.store(offset, self._stored(self._finish(value, channel, residual), self.lanes), self.lanes)
 
-    def _write_lanes(self, offset: Index, value: Vector, used: int) -> None:
-        result, added = self.kernel.registers(2, self.lanes)
-        added.value = broadcast(0.0, self.lanes)
-        if self.residual:
-            for lane in range(used):
-                added.set_lane(lane, self.residual.scalar(offset + lane))
-        result.value = finish(self.epilogue, value, self.lanes, added.value)
+    def _finish(self, value: Vector, channel: Index, residual: Vector | None) -> Vector:
+        if isinstance(self.epilogue, Epilogue):
+            return activations.finish(self.epilogue, value, self.lanes, residual)
+        assert self.multiplier is not None
+        factors = self.multiplier.vector(channel, self.lanes)
+        return requantize.finish(self.epilogue, value, self.lanes, factors, self.constants, residual)
+
+    def _stored(self, value: Vector, lanes: int) -> Vector:
+        """The value in the output's dtype."""
+        dtype = self.target.dtype
+        return value if dtype == "float32" else T.cast(value, dtype if lanes == 1 else f"{dtype}x{lanes}")
+
+    def _write_lanes(self, offset: Index, value: Vector, channel: Index, used: int) -> None:
+        residual = self._residual_lanes(self.residual, offset, used) if self.residual else None
+        (result,) = self.kernel.registers(1, self.lanes, "float32" if self.target.dtype == "float32" else "int32")
+        result.value = self._finish(value, channel, residual)
         for lane in range(used):
-            self.target.store(offset + lane, result.lane(lane))
+            self.target.store(offset + lane, self._stored(result.lane(lane), 1))
+
+    def _residual_lanes(self, residual: View, offset: Index, used: int) -> Vector:
+        """The lanes that exist, zeros behind them."""
+        (added,) = self.kernel.registers(1, self.lanes, residual.dtype)
+        added.value = T.broadcast(T.cast(0, residual.dtype), self.lanes)
+        for lane in range(used):
+            added.set_lane(lane, residual.scalar(offset + lane))
+        return added.value

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..arithmetic import Arithmetic
-from . import packing
+from . import packing, product_weights
 from .builder import Index, Kernel, Vector, View
 from .microkernel import Accumulators, Ahead
 from .output import Output
@@ -23,7 +23,7 @@ class Product:
     """The matrix product behind a spec: `images` x `pixels` rows; None is the run-time extent.
 
     `pitch_in`, `pitch_out`: elements from one row to the next. `rest`: used lanes of the last vector of a plain output
-    (0: all).
+    (0: all). `depth`: the reduction in whole groups of the arithmetic, as the weights hold it.
     """
 
     images: int | None
@@ -35,6 +35,7 @@ class Product:
     vectors: int
     rest: int
     tile: Tile
+    depth: int
 
 
 def product(spec: Pointwise | Dense, arithmetic: Arithmetic) -> Product:
@@ -54,26 +55,36 @@ def product(spec: Pointwise | Dense, arithmetic: Arithmetic) -> Product:
             images, pixels = (None, image) if image >= FEW else (1, None)
     vectors = round_up(outputs, lanes) // lanes
     tile = register_tile(arithmetic, pixels or FEW // 2, vectors)
-    return Product(images, pixels, reduction, outputs, pitch_in, pitch_out, vectors, pitch_out % lanes, tile)
+    depth = round_up(reduction, arithmetic.group)
+    return Product(images, pixels, reduction, outputs, pitch_in, pitch_out, vectors, pitch_out % lanes, tile, depth)
 
 
 def signature(spec: Pointwise | Dense, arithmetic: Arithmetic) -> Signature:
     p = product(spec, arithmetic)
     leading: Shape = (spec.rows,) if isinstance(spec, Dense) else (spec.batch, spec.height, spec.width)
-    output = (*leading, p.pitch_out)
-    weights = ((p.vectors * arithmetic.lanes * p.reduction,), (p.vectors * arithmetic.lanes,))
-    return Signature(((*leading, p.pitch_in),), weights, output if spec.epilogue.residual else None, output)
+    outputs = p.vectors * arithmetic.lanes
+    packed = ((outputs * p.depth,), arithmetic.weight), ((outputs,), arithmetic.accumulator)
+    source, output = (*leading, p.pitch_in), (*leading, p.pitch_out)
+    return product_weights.signature(spec.epilogue, arithmetic, source, output, packed, outputs)
 
 
 def pack(
-    spec: Pointwise | Dense, arithmetic: Arithmetic, weight: np.ndarray, bias: np.ndarray | None
+    spec: Pointwise | Dense,
+    arithmetic: Arithmetic,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    multiplier: np.ndarray | None = None,
+    constants: np.ndarray | None = None,
+    zero_point: int = 0,
 ) -> list[np.ndarray]:
-    """weight [out, in] or [out, in, 1, 1] -> panels, bias."""
+    """weight [out, in] or [out, in, 1, 1] -> panels, bias, and for integers what their epilogue reads."""
     p = product(spec, arithmetic)
     matrix = np.asarray(weight).reshape(p.outputs, p.reduction)
+    tap_sums = matrix.sum(1, keepdims=True, dtype=np.float64)
     return [
-        packing.panels(matrix, arithmetic.lanes, p.tile.vectors),
-        packing.lanes_of(bias, p.outputs, arithmetic.lanes),
+        packing.panels(matrix, arithmetic, p.tile.vectors),
+        product_weights.biases(arithmetic, bias, tap_sums, zero_point, [np.ones(1)]),
+        *product_weights.finishing(spec.epilogue, arithmetic, p.outputs, multiplier, constants),
     ]
 
 
@@ -87,8 +98,8 @@ def prim_func(spec: Pointwise | Dense, arithmetic: Arithmetic) -> Any:
     p = product(spec, arithmetic)
     with Kernel() as kernel:
         given = kernel.parameters(signature(spec, arithmetic))
-        output = Output(kernel, arithmetic.lanes, spec.epilogue, given.target, given.residual)
-        source, (weights, bias) = given.sources[0], given.weights
+        output = product_weights.output_of(kernel, arithmetic, spec.epilogue, given, taken=2)
+        source, (weights, bias) = given.sources[0], given.weights[:2]
         nest = _Nest(kernel, arithmetic, p, source, weights, bias, output)
         per_entry = 1 if isinstance(spec, Dense) else spec.height * spec.width
         nest.emit(
@@ -128,7 +139,7 @@ class _Nest:
         count = sum(panel.count for panel in panels)
         parts = Blocks(1, tiles, tiles)
         if p.pixels:
-            parts = input_blocks(self.arithmetic, 4 * p.pitch_in * p.pixels, tiles, count)
+            parts = input_blocks(self.arithmetic, self.source.itemsize * p.pitch_in * p.pixels, tiles, count)
         parallel = is_parallel(self.arithmetic, p.reduction * p.outputs * (p.pixels or FEW))
         with self.kernel.grid(images, parts.count, count, parallel=parallel) as (image, part, panel):
             first, mine = parts[part]
@@ -153,7 +164,7 @@ class _Nest:
         p, tile = self.product, self.product.tile
         if p.pixels is None or pixels != tile.pixels:
             return None
-        next_panel = here + p.reduction * cut.size * self.arithmetic.lanes
+        next_panel = here + p.depth * cut.size * self.arithmetic.lanes
         tiles, number = p.pixels // pixels, pixel // pixels
         return Ahead.plan(self.arithmetic, next_panel, p.reduction, cut.size, tiles, number)
 
@@ -164,13 +175,14 @@ class _Nest:
         tile = Accumulators(self.kernel, self.arithmetic, pixels, cut.size)
         tile.start(self.bias, channel)
         offsets = [(pixel + i) * p.pitch_in for i in range(pixels)]
-        here = channel * p.reduction
+        here = channel * p.depth
         ahead = self.ahead(here, pixel, pixels, cut)
         tile.accumulate(self.source.at(image), offsets, self.weights, here, p.reduction, ahead)
         output, ends_here = self.output.at(image), cut.count == 1 and cut.start + cut.size == p.vectors
 
         def store(i: int, v: int, value: Vector) -> None:
             used = p.rest if ends_here and v == cut.size - 1 else 0
-            output.write((pixel + i) * p.pitch_out + channel + v * lanes, value, used)
+            first = channel + v * lanes
+            output.write((pixel + i) * p.pitch_out + first, value, first, used)
 
         tile.finish(store)

@@ -42,6 +42,30 @@ class Epilogue:
 
 
 @dataclass(frozen=True)
+class Requantize:
+    """What happens to int32 sums: they become 8-bit integers, to which others may be added.
+
+    With `residual` the integers of a tensor of the output's shape, on a grid of their own, are added. All numbers
+    (zero points, ends, factors) are arguments of the kernel, so that layers of one shape share it.
+    """
+
+    residual: str | None = None
+
+    def __post_init__(self) -> None:
+        _check("requantize residual", self.residual, (None, "after"))
+
+
+@dataclass(frozen=True)
+class Dequantize:
+    """int32 sums become float32."""
+
+    residual: None = None
+
+
+Finish = Epilogue | Requantize | Dequantize
+
+
+@dataclass(frozen=True)
 class Window:
     """A sliding window. Padding is (top, bottom, left, right) in pixels."""
 
@@ -72,7 +96,7 @@ class Pointwise:
     width: int
     in_channels: int
     out_channels: int
-    epilogue: Epilogue = Epilogue()
+    epilogue: Finish = Epilogue()
 
 
 @dataclass(frozen=True)
@@ -82,12 +106,15 @@ class Dense:
     rows: int | None
     in_features: int
     out_features: int
-    epilogue: Epilogue = Epilogue()
+    epilogue: Finish = Epilogue()
 
 
 @dataclass(frozen=True)
 class DirectConv:
     """A convolution of any window and grouping. With `image` the input is plain NCHW.
+
+    bordered: the padding of an integer input stands for a zero point that is not 0 in memory, so that outputs whose
+    window leaves the image have biases of their own.
 
     Raises ValueError if the groups do not divide the channels.
     """
@@ -100,7 +127,8 @@ class DirectConv:
     window: Window
     groups: int = 1
     image: bool = False
-    epilogue: Epilogue = Epilogue()
+    epilogue: Finish = Epilogue()
+    bordered: bool = False
 
     def __post_init__(self) -> None:
         if self.in_channels % self.groups or self.out_channels % self.groups:
@@ -110,14 +138,15 @@ class DirectConv:
 
 @dataclass(frozen=True)
 class Depthwise:
-    """A depthwise convolution with channel multiplier 1."""
+    """A depthwise convolution with channel multiplier 1. `bordered` as in DirectConv."""
 
     batch: int | None
     height: int
     width: int
     channels: int
     window: Window
-    epilogue: Epilogue = Epilogue()
+    epilogue: Finish = Epilogue()
+    bordered: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,17 +168,21 @@ class ExpandDepthwise:
 
 @dataclass(frozen=True)
 class GlobalMean:
-    """The mean over height and width: [N, H, W, Cp] -> [N, 1, 1, Cp]."""
+    """The mean over height and width: [N, H, W, Cp] -> [N, 1, 1, Cp]. Integers are summed, then requantized."""
 
     batch: int | None
     height: int
     width: int
     channels: int
+    epilogue: Finish = Epilogue()
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Max or mean over a sliding window (`mode`); `count_padding` lets padded pixels count in the mean's divisor."""
+    """Max or mean over a sliding window (`mode`); `count_padding` lets padded pixels count in the mean's divisor.
+
+    Integers are summed, then requantized; what falls on padding counts as the zero point.
+    """
 
     batch: int | None
     height: int
@@ -158,6 +191,8 @@ class Pool:
     window: Window
     mode: str
     count_padding: bool = True
+    epilogue: Finish = Epilogue()
+    bordered: bool = False
 
     def __post_init__(self) -> None:
         _check("pool mode", self.mode, ("max", "mean"))
@@ -191,6 +226,58 @@ class Unary:
 
 
 @dataclass(frozen=True)
+class IntegerAdd:
+    """The sum of two packed integer tensors with grids of their own; with `per_channel` the second is [N, 1, 1, Cp]."""
+
+    batch: int | None
+    height: int
+    width: int
+    channels: int
+    per_channel: bool = False
+
+
+@dataclass(frozen=True)
+class IntegerMul:
+    """The product of two packed integer tensors, requantized; with `per_channel` the second is [N, 1, 1, Cp]."""
+
+    batch: int | None
+    height: int
+    width: int
+    channels: int
+    per_channel: bool = False
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """A table of 256 bytes, looked up for every byte of a packed tensor."""
+
+    batch: int | None
+    height: int
+    width: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class ToIntegers:
+    """Plain float32 NCHW, quantized to packed bytes."""
+
+    batch: int | None
+    height: int
+    width: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class ToFloat:
+    """Packed bytes to packed float32."""
+
+    batch: int | None
+    height: int
+    width: int
+    channels: int
+
+
+@dataclass(frozen=True)
 class ToPacked:
     """Plain NCHW to packed NHWCp."""
 
@@ -213,6 +300,7 @@ class ToPlain:
 Spec = (
     Pointwise | Dense | DirectConv | Depthwise | ExpandDepthwise
     | GlobalMean | Pool | Binary | Unary | ToPacked | ToPlain
+    | IntegerAdd | IntegerMul | Lookup | ToIntegers | ToFloat
 )  # fmt: skip
 
 Shape = tuple[int | None, ...]
@@ -220,9 +308,25 @@ Shape = tuple[int | None, ...]
 
 @dataclass(frozen=True)
 class Signature:
-    """Shapes of a kernel's parameters in call order: inputs, weights, residual, output. None is the run-time batch."""
+    """Shapes of a kernel's parameters in call order: inputs, weights, residual, output. None is the run-time batch.
+
+    activation: dtype of inputs and residual; result: of the output; weight_dtypes: one for each weight.
+    """
 
     inputs: tuple[Shape, ...]
     weights: tuple[Shape, ...]
     residual: Shape | None
     output: Shape
+    activation: str = "float32"
+    result: str = "float32"
+    weight_dtypes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.weight_dtypes:
+            object.__setattr__(self, "weight_dtypes", ("float32",) * len(self.weights))
+
+    def parameters(self) -> list[tuple[Shape, str]]:
+        """(shape, dtype) of every parameter, in call order."""
+        residual = [(self.residual, self.activation)] if self.residual else []
+        weights = zip(self.weights, self.weight_dtypes, strict=True)
+        return [*((shape, self.activation) for shape in self.inputs), *weights, *residual, (self.output, self.result)]

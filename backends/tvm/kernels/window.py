@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from .builder import Index, largest, smallest
 from .shapes import Window
 
@@ -79,3 +81,62 @@ def by_input(window: Window, columns: Columns) -> list[tuple[int, int]]:
     """(output column, tap) pairs on the image, those that read one input column side by side: LLVM loads it once."""
     pairs = [(i, tap) for tap, reads in enumerate(columns.on_image) for i, on_image in enumerate(reads) if on_image]
     return sorted(pairs, key=lambda pair: (input_column(window, pair[0], pair[1]), pair))
+
+
+@dataclass(frozen=True)
+class Borders:
+    """Classes of output positions whose windows lose the same taps to padding.
+
+    top, bottom: output rows whose windows leave the image there; middle: whether rows are left between them.
+    patterns: for each class of columns, which taps of a window's row fall on the image.
+    """
+
+    window: Window
+    height: int
+    out_height: int
+    top: int
+    bottom: int
+    patterns: tuple[tuple[bool, ...], ...]
+
+    @staticmethod
+    def of(window: Window, height: int, width: int) -> Borders:
+        out_height, out_width = window.output(height, width)
+        cuts = cut_columns(window, width, out_width, 1)
+        columns = (column for cut in cuts for column in zip(*cut.on_image, strict=True))
+        whole = [begin == 0 and end == window.kernel[0] for begin, end in _reach(window, height, out_height)]
+        top = whole.index(True) if any(whole) else out_height
+        bottom = whole[::-1].index(True) if any(whole) else 0
+        return Borders(window, height, out_height, top, bottom, tuple(dict.fromkeys(columns)))
+
+    @property
+    def rows(self) -> int:
+        """Classes of rows: each row that loses a tap is one, all others are one."""
+        return self.top + self.bottom + (self.top + self.bottom < self.out_height)
+
+    def row(self, row: Index) -> Index:
+        """The class of an output row."""
+        if self.rows == self.out_height:
+            return row
+        below = largest(0, row - (self.out_height - self.bottom - 1)) if self.bottom else 0
+        return smallest(row, self.top) + below
+
+    def column(self, columns: Columns, i: int) -> int:
+        """The class of a tile's column i."""
+        return self.patterns.index(tuple(taps[i] for taps in columns.on_image))
+
+    def reached(self) -> list[np.ndarray]:
+        """For every class, columns fastest: [taps], which taps of a window fall on the image."""
+        ends = list(_reach(self.window, self.height, self.out_height))
+        kept = [*range(self.top), *range(self.out_height - self.bottom, self.out_height)]
+        if self.rows > len(kept):
+            kept.insert(self.top, self.top)
+        tall = np.arange(self.window.kernel[0])
+        lines = [(tall >= ends[row][0]) & (tall < ends[row][1]) for row in kept]
+        return [np.outer(line, pattern).ravel() for line in lines for pattern in self.patterns]
+
+
+def _reach(window: Window, height: int, out_height: int) -> Iterator[tuple[int, int]]:
+    """(first, past the last) of the window's rows on the image, for each output row."""
+    for row in range(out_height):
+        begin, end = rows_on_image(window, height, row)
+        yield int(begin), max(int(begin), int(end))

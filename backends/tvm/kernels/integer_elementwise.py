@@ -1,0 +1,131 @@
+"""Sums, products, tables and conversions of packed integer tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..arithmetic import Arithmetic
+from ..arithmetic.tir import T
+from .builder import Index, Kernel, Parameters, Vector, View, broadcast
+from .requantize import CONSTANTS, Constant, Steps
+from .shapes import IntegerAdd, IntegerMul, Lookup, Signature, ToFloat, ToIntegers, round_up
+from .tile import is_parallel
+
+Elementwise = IntegerAdd | IntegerMul | Lookup | ToIntegers | ToFloat
+PASSES = 16  # work of one element against a multiply-add: it is bound by memory
+
+_NAMES = {IntegerAdd: "sum", IntegerMul: "product", Lookup: "table", ToIntegers: "quantize", ToFloat: "dequantize"}
+
+
+def signature(spec: Elementwise, arithmetic: Arithmetic) -> Signature:
+    packed = (spec.batch, spec.height, spec.width, round_up(spec.channels, arithmetic.lanes))
+    kind, constants = arithmetic.activation, ((CONSTANTS,),)
+    if isinstance(spec, ToIntegers):
+        plain = (spec.batch, spec.channels, spec.height, spec.width)
+        return Signature((plain,), constants, None, packed, "float32", kind)
+    if isinstance(spec, ToFloat):
+        return Signature((packed,), constants, None, packed, kind, "float32")
+    if isinstance(spec, Lookup):
+        return Signature((packed,), ((256,),), None, packed, kind, kind, (kind,))
+    second = (spec.batch, 1, 1, packed[-1]) if spec.per_channel else packed
+    return Signature((packed, second), constants, None, packed, kind, kind)
+
+
+def pack(spec: Elementwise, arithmetic: Arithmetic, numbers: np.ndarray) -> list[np.ndarray]:
+    """numbers: the table of a Lookup by the byte in memory, ascending; else `requantize.constants`."""
+    return [numbers]
+
+
+def describe(spec: Elementwise, arithmetic: Arithmetic) -> str:
+    return f"integer {_NAMES[type(spec)]}, vectors of {arithmetic.lanes}"
+
+
+def prim_func(spec: Elementwise, arithmetic: Arithmetic) -> Any:
+    pitch = round_up(spec.channels, arithmetic.lanes)
+    parallel = is_parallel(arithmetic, (spec.batch or 1) * PASSES * spec.height * spec.width * pitch)
+    with Kernel() as kernel:
+        given = kernel.parameters(signature(spec, arithmetic))
+        with kernel.grid(spec.batch or given.batch, spec.height, parallel=parallel) as (image, row):
+            if isinstance(spec, ToIntegers):
+                _quantize_row(kernel, spec, arithmetic, given, image, row)
+            elif isinstance(spec, Lookup):
+                _look_up_row(kernel, spec, pitch, given, image, row)
+            else:
+                _row(kernel, spec, arithmetic, given, image, row)
+    return kernel.prim_func
+
+
+def _row(
+    kernel: Kernel, spec: IntegerAdd | IntegerMul | ToFloat, arithmetic: Arithmetic, given: Parameters, image: Index,
+    row: Index,
+) -> None:  # fmt: skip
+    lanes, pitch = arithmetic.lanes, round_up(spec.channels, arithmetic.lanes)
+    operands, target = [source.at(image) for source in given.sources], given.target.at(image)
+    grid = Steps(lanes, given.weights[0])
+    with kernel.grid(spec.width, pitch // lanes) as (column, vector):
+        place = (row * spec.width + column) * pitch + vector * lanes
+        own = T.cast(operands[0].vector(place, lanes), f"float32x{lanes}") - grid.number(Constant.ZERO_OWN)
+        if isinstance(spec, ToFloat):
+            target.store(place, own * grid.number(Constant.SCALE), lanes)
+        else:
+            other = operands[1].vector(vector * lanes if spec.per_channel else place, lanes)
+            steps = grid.plus(own, other) if isinstance(spec, IntegerAdd) else _times(grid, own, other)
+            target.store(place, T.cast(grid.stored(steps), f"{arithmetic.activation}x{lanes}"), lanes)
+
+
+def _times(grid: Steps, own: Vector, other: Vector) -> Vector:
+    """Products of integers of nine bits are exact in float32."""
+    centered = T.cast(other, f"float32x{grid.lanes}") - grid.number(Constant.ZERO_OTHER)
+    return grid.rounded(own * centered * grid.number(Constant.SCALE))
+
+
+def _look_up_row(kernel: Kernel, spec: Lookup, pitch: int, given: Parameters, image: Index, row: Index) -> None:
+    source, target, table = given.sources[0].at(image), given.target.at(image), given.weights[0]
+    smallest = np.iinfo(source.dtype).min
+    with kernel.loop(spec.width * pitch) as i:
+        place = row * (spec.width * pitch) + i
+        target.store(place, table.scalar(T.cast(source.scalar(place), "int32") - smallest))
+
+
+def _quantize_row(
+    kernel: Kernel, spec: ToIntegers, arithmetic: Arithmetic, given: Parameters, image: Index, row: Index
+) -> None:
+    """A row of every plane is quantized by vectors of pixels into bytes, which then go to their pixels."""
+    lanes, pitch, kind = arithmetic.lanes, round_up(spec.channels, arithmetic.lanes), arithmetic.activation
+    source, target = given.sources[0].at(image), given.target.at(image)
+    bytes_of_row = kernel.workspace(spec.channels * spec.width, kind)
+    whole, rest = divmod(spec.width, lanes)
+    with kernel.loop(spec.channels) as channel:
+        line, place = (channel * spec.height + row) * spec.width, channel * spec.width
+        if whole:
+            with kernel.loop(whole) as i:
+                value = _quantized(Steps(lanes, given.weights[0]), source.vector(line + i * lanes, lanes))
+                bytes_of_row.store(place + i * lanes, T.cast(value, f"{kind}x{lanes}"), lanes)
+        if rest:
+            with kernel.loop(rest, whole * lanes) as column:
+                one = _quantized_one(given.weights[0], source, line + column)
+                bytes_of_row.store(place + column, T.cast(one, kind))
+    with kernel.loop(spec.width) as column:
+        with kernel.loop(spec.channels) as channel:
+            pixel = (row * spec.width + column) * pitch
+            target.store(pixel + channel, bytes_of_row.scalar(channel * spec.width + column))
+        if pitch > spec.channels:
+            with kernel.loop(pitch - spec.channels, spec.channels) as channel:
+                target.store((row * spec.width + column) * pitch + channel, T.cast(0, kind))
+
+
+def _quantized(grid: Steps, real: Vector) -> Vector:
+    """NaN counts as zero."""
+    zero = broadcast(0.0, grid.lanes)
+    sound = T.Select(real == real, real, zero)
+    return grid.stored(grid.rounded(sound / grid.number(Constant.SCALE)))
+
+
+def _quantized_one(constants: View, source: View, place: Index) -> Any:
+    value = source.scalar(place)
+    sound = T.Select(value == value, value, T.float32(0))
+    steps = T.round(sound / constants.scalar(int(Constant.SCALE)))
+    low, high = constants.scalar(int(Constant.LOW)), constants.scalar(int(Constant.HIGH))
+    return T.cast(T.min(T.max(steps, low), high) + constants.scalar(int(Constant.ZERO_POINT)), "int32")

@@ -1,0 +1,119 @@
+"""From int32 sums to 8-bit integers or floats, as the integer contract says (planish.ir.integers)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+from ..arithmetic.tir import T
+from .builder import Vector, View
+from .shapes import Dequantize, Requantize
+
+
+@dataclass(frozen=True)
+class StoredGrid:
+    """A grid in terms of the bytes in memory: where zero is, and the ends that values are held between."""
+
+    zero_point: int
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class Addition:
+    """own * factor + (other - zero_other) * factor_other, rounded, on `grid`. Both factors are exact in float32."""
+
+    factor: float
+    factor_other: float
+    zero_other: int
+    grid: StoredGrid
+
+
+class Constant(IntEnum):
+    """Places in a kernel's array of constants. Ends are counted from the zero point."""
+
+    LOW = 0
+    HIGH = 1
+    ZERO_POINT = 2
+    FACTOR = 3
+    FACTOR_OTHER = 4
+    ZERO_OTHER = 5
+    LOW_OF_SUM = 6
+    HIGH_OF_SUM = 7
+    ZERO_OWN = 8
+    SCALE = 9
+
+
+CONSTANTS = len(Constant)
+
+
+def constants(own: StoredGrid, addition: Addition | None = None, scale: float = 0.0, zero_own: int = 0) -> np.ndarray:
+    """What a kernel of integers reads beside its weights: [CONSTANTS] float32.
+
+    own: the grid of what is stored, or of what `addition` then adds to. scale: of a conversion from or to float, or the
+    factor of a product. zero_own: the zero point of an elementwise kernel's first operand.
+    """
+    last = addition.grid if addition else own
+    array = np.zeros(CONSTANTS, np.float32)
+    array[Constant.LOW], array[Constant.HIGH] = own.low - own.zero_point, own.high - own.zero_point
+    array[Constant.ZERO_POINT], array[Constant.ZERO_OWN], array[Constant.SCALE] = last.zero_point, zero_own, scale
+    if addition:
+        array[Constant.FACTOR], array[Constant.FACTOR_OTHER] = addition.factor, addition.factor_other
+        array[Constant.ZERO_OTHER] = addition.zero_other
+        array[Constant.LOW_OF_SUM] = last.low - last.zero_point
+        array[Constant.HIGH_OF_SUM] = last.high - last.zero_point
+    return array
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Values on a grid, as float32 counted from its zero point; `constant` is the kernel's array of constants."""
+
+    lanes: int
+    constant: View
+
+    def number(self, which: Constant) -> Vector:
+        return T.broadcast(self.constant.scalar(int(which)), self.lanes)
+
+    def rounded(self, real: Vector) -> Vector:
+        """Real numbers of steps, rounded half to even and held between the ends."""
+        return self._held(real, Constant.LOW, Constant.HIGH)
+
+    def plus(self, own: Vector, other: Vector) -> Vector:
+        """The steps of a sum. own: steps; other: integers as they are stored."""
+        centered = T.cast(other, f"float32x{self.lanes}") - self.number(Constant.ZERO_OTHER)
+        total = own * self.number(Constant.FACTOR) + centered * self.number(Constant.FACTOR_OTHER)
+        return self._held(total, Constant.LOW_OF_SUM, Constant.HIGH_OF_SUM)
+
+    def stored(self, steps: Vector) -> Vector:
+        """Steps as the integers in memory, held in int32."""
+        return T.cast(steps + self.number(Constant.ZERO_POINT), f"int32x{self.lanes}")
+
+    def _held(self, value: Vector, low: Constant, high: Constant) -> Vector:
+        return T.min(T.max(T.round(value), self.number(low)), self.number(high))
+
+
+def finish(
+    epilogue: Requantize | Dequantize,
+    sums: Vector,
+    lanes: int,
+    multiplier: Vector,
+    constant: View | None,
+    residual: Vector | None,
+) -> Vector:
+    """A vector of int32 sums as the bytes (held in int32) or the floats that are stored."""
+    real = T.cast(sums, f"float32x{lanes}") * multiplier
+    if isinstance(epilogue, Dequantize):
+        return real
+    assert constant is not None
+    grid = Steps(lanes, constant)
+    steps = grid.rounded(real)
+    return grid.stored(steps if residual is None else grid.plus(steps, residual))
+
+
+def result_dtype(epilogue: Any, activation: str) -> str:
+    """dtype of what a kernel stores."""
+    return activation if isinstance(epilogue, Requantize) else "float32"
