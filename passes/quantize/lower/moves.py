@@ -11,7 +11,7 @@ from . import pooling, resizing
 from .emitter import Emitter
 from .quantized import Quantized
 
-_IDENTITIES = frozenset({"dropout", "feature_dropout", "contiguous", "clone", "alias"})
+_IDENTITIES = frozenset({"dropout", "feature_dropout", "alias"})  # not contiguous: a view behind it needs its strides
 _FILLED = frozenset({"pad", "constant_pad_nd"})
 # ATen has no kernel of these for int8.
 _OTHER_FORMS = {
