@@ -13,7 +13,7 @@ import numpy as np
 from torch import fx
 from tvm import relax
 
-from ...ir.ops import arguments, is_op, op_name
+from ...ir.ops import arguments, is_op, op_name, tensors
 from . import plain_integers
 from .fuse_integers import IntegerSum, window
 from .kernels import (
@@ -35,6 +35,7 @@ from .kernels import (
     Window,
     constants,
 )
+from .storage import BYTES
 
 if TYPE_CHECKING:
     from .relax import Emitter
@@ -54,7 +55,13 @@ def emit_sum(emitter: Emitter, kernel: IntegerSum) -> None:
 def emit(emitter: Emitter, node: fx.Node) -> bool:
     """Emit a single integer call on packed values if there is a way."""
     rule = _RULES.get(op_name(node))
-    return emitter.integers is not None and rule is not None and rule(emitter, node)
+    if emitter.integers is None or rule is None or not _handles_bytes(node):
+        return False
+    return rule(emitter, node)
+
+
+def _handles_bytes(node: fx.Node) -> bool:
+    return any(tensor.dtype in BYTES for n in (node, *node.all_input_nodes) for tensor in tensors(n.meta.get("val")))
 
 
 def _conv(emitter: Emitter, kernel: IntegerSum) -> bool:
