@@ -45,8 +45,8 @@ def settled(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
         model = make().eval()
         for module in model.modules():
-            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-                assert module.running_mean is not None and module.running_var is not None
+            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.running_mean is not None:
+                assert module.running_var is not None
                 nn.init.normal_(module.running_mean, std=0.3)
                 nn.init.uniform_(module.running_var, 0.3, 2.0)
                 if module.weight is not None:

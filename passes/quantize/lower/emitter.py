@@ -1,5 +1,7 @@
 """Inserting integer calls into a graph that is being lowered."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +24,13 @@ class Emitter:
         self.graph, self.at = graph, at
         self._weights: dict[str, torch.Tensor] = {}
         self._floats: dict[fx.Node, fx.Node] = {}
+
+    @contextmanager
+    def before(self, node: fx.Node) -> Iterator[None]:
+        """For a while, calls are added before this node."""
+        at, self.at = self.at, node
+        yield
+        self.at = at
 
     def sums(self, op: str, of: fx.Node, *args: Any) -> fx.Node:
         """A call whose value is int32."""

@@ -9,7 +9,7 @@ from torch import fx
 from ....ir import rewrite
 from ....ir.cost import INTEGER_PRODUCTS, macs
 from ....ir.graph import Graph
-from ....ir.ops import arguments, is_op
+from ....ir.ops import arguments, is_getitem, is_op, op_name
 from ...base import Context, Pass, Result, Skip
 from ..placement import ACTIVATION_QUANTIZER, WEIGHT_QUANTIZER
 from ..rules import WEIGHT_AXIS, Role, Roles, data_inputs
@@ -49,7 +49,7 @@ class LowerIntegers(Pass):
         lowering = _Lowering(graph, ctx)
         lowering.run()
         rewrite.finish(graph)
-        return Result(lowering.changed, tuple(lowering.skipped), _details(graph))
+        return Result(lowering.changed, tuple(lowering.skipped.values()), _details(graph))
 
 
 @dataclass
@@ -57,14 +57,18 @@ class _Lowering:
     """One walk in graph order.
 
     integers   float node -> the integers that stand for its value
+    moved      float node that moves values of a grid and has no integer form -> that grid
     sums       product -> its int32 sums, which may be read as integers and as floats
+    floats     calls that read floats, and what those read is not yet joined to the integers
     """
 
     graph: Graph
     ctx: Context
     integers: dict[fx.Node, Quantized] = field(default_factory=dict)
+    moved: dict[fx.Node, Grid] = field(default_factory=dict)
     sums: dict[fx.Node, fx.Node] = field(default_factory=dict)
-    skipped: list[Skip] = field(default_factory=list)
+    floats: list[fx.Node] = field(default_factory=list)
+    skipped: dict[fx.Node, Skip] = field(default_factory=dict)
     changed: int = 0
 
     def __post_init__(self) -> None:
@@ -89,27 +93,29 @@ class _Lowering:
         if not self.ctx.fuel.take():
             return
         self.changed += 1
-        found = self._computed(value, grid)
+        head, chain = functions.behind(value, self.roles)
+        found = self._computed(value, head, chain, grid)
         if isinstance(found, str):
-            if self._reads_integers(value):
-                self._skip(value, found)
-            found = self.emitter.store("quantize", value, grid, value, grid.scale)
+            if self._reads_integers(head):
+                self._skip(head, found)
+            found = self._from_float(value, grid)
         self.integers[quantizer] = Quantized(found, grid)
 
-    def _computed(self, value: fx.Node, grid: Grid) -> fx.Node | str:
-        """The integers of a value, computed from integers, or why that cannot be."""
-        head, chain = functions.behind(value, self.roles)
-        if (source := self.integers.get(head)) is not None:
+    def _computed(self, value: fx.Node, head: fx.Node, chain: functions.Chain, grid: Grid) -> fx.Node | str:
+        """The integers of a value (which is `head` behind a chain of functions), or why they cannot be computed."""
+        if (source := self._quantized(head)) is not None:
             return self._looked_up(value, chain, source, grid)
+        if why := self.roles.why_float(head):
+            return why
         ends = functions.clip_ends(chain)
         if ends is None:
-            return "the function before it reads a value that is not quantized"
+            return f"its value is read by '{op_name(chain[0])}' and not quantized"
         clipped = grid.clipped(*ends)
         if is_op(head, *WEIGHT_AXIS, "batch_norm"):
             return self._requantized(value, head, clipped)
         inputs = self._all_quantized(head)
         if inputs is None:
-            return self.roles.why_float(head) or "its inputs are not all quantized"
+            return "its inputs are not all quantized"
         return arithmetic.emit(self.emitter, head, inputs, clipped)
 
     def _requantized(self, value: fx.Node, head: fx.Node, grid: Grid) -> fx.Node | str:
@@ -129,27 +135,47 @@ class _Lowering:
         return self.emitter.integers("lookup_int8", value, source.node, table)
 
     def _move(self, node: fx.Node) -> None:
+        if is_getitem(node) and (grid := self.moved.get(data_inputs(node)[0])) is not None:
+            self.moved[node] = grid
+            return
         inputs = self._all_quantized(node)
         if inputs is None:
+            return
+        if not all(value.grid.means_the_same(inputs[0].grid) for value in inputs):
+            self._skip(node, "its inputs have different scales")
             return
         moved = moves.emit(self.emitter, node, inputs)
         if isinstance(moved, str):
             self._skip(node, moved)
+            self.moved[node] = inputs[0].grid
         else:
             self.integers[node] = moved
+
+    def _quantized(self, node: fx.Node) -> Quantized | None:
+        """The integers that stand for a value. Floats that are on a grid already are converted without an error."""
+        if (grid := self.moved.pop(node, None)) is not None:
+            with self.emitter.before(node.next):
+                self.integers[node] = Quantized(self._from_float(node, grid), grid)
+        return self.integers.get(node)
+
+    def _from_float(self, node: fx.Node, grid: Grid) -> fx.Node:
+        self.floats.append(self.emitter.store("quantize", node, grid, node, grid.scale))
+        return self.floats[-1]
 
     def _join_floats(self) -> None:
         """What is still needed in float, back from the outputs: products are converted from int32 sums, other ops
         read converted integers."""
-        pending, seen = [self.graph.module.graph.output_node(), *self.graph.calls("quantize")], set()
-        while pending:
-            node = pending.pop()
+        self.floats.append(self.graph.module.graph.output_node())
+        seen: set[fx.Node] = set()
+        while self.floats:
+            node = self.floats.pop()
             if node in seen or self._float_product(node):
                 continue
             seen.add(node)
             for read in node.all_input_nodes:
-                if (value := self.integers.get(read)) is None:
-                    pending.append(read)
+                value = self.integers.get(read)
+                if value is None or value.node.args[0] is read:
+                    self.floats.append(read)
                 elif is_op(node, *_SHAPE_QUESTIONS):
                     node.replace_input_with(read, value.node)
                 else:
@@ -162,44 +188,41 @@ class _Lowering:
         product = self._product(node)
         if isinstance(product, str):
             if is_op(arguments(node).weight, WEIGHT_QUANTIZER):
-                self.skipped.append(Skip.at(node, f"{product}; it stays in float"))
+                self._skip(node, product)
             return False
         if not self.ctx.fuel.take():
             return False
         self.changed += 1
-        acc = self._sums(product)
-        self.emitter.at = node
-        rewrite.replace(self.graph, node, self.emitter.float_sums(node, acc, product.scale, product.axis))
+        with self.emitter.before(node):
+            floats = self.emitter.float_sums(node, self._sums(product), product.scale, product.axis)
+        rewrite.replace(self.graph, node, floats)
         return True
 
     def _product(self, node: fx.Node) -> products.Product | str:
         find = batch_norm.find if is_op(node, "batch_norm") else products.find
-        return find(self.graph, node, self.integers.get(data_inputs(node)[0]))
+        return find(self.graph, node, self._quantized(data_inputs(node)[0]))
 
     def _sums(self, product: products.Product) -> fx.Node:
         """Made once, where the float product stands, for all that read them."""
         if product.node not in self.sums:
-            at, self.emitter.at = self.emitter.at, product.node
-            self.sums[product.node] = products.emit(self.emitter, product)
-            self.emitter.at = at
+            with self.emitter.before(product.node):
+                self.sums[product.node] = products.emit(self.emitter, product)
         return self.sums[product.node]
 
-    def _reads_integers(self, value: fx.Node) -> bool:
-        """True where a call that stays in float reads integers, or a product of them."""
-        for source in (source for read in data_inputs(value) for source in self.roles.sources(read)):
-            behind_product = is_op(source, *WEIGHT_AXIS) and data_inputs(source)[0] in self.integers
-            if source in self.integers or behind_product:
-                return True
-        return False
+    def _reads_integers(self, node: fx.Node) -> bool:
+        """True for a call that reads integers, or sums of them."""
+        reads = data_inputs(node)
+        reads = reads + [source for read in reads if is_op(read, *WEIGHT_AXIS) for source in data_inputs(read)]
+        return any(read in self.integers for read in reads)
 
     def _skip(self, node: fx.Node, why: str) -> None:
-        self.skipped.append(Skip.at(node, f"{why}; it stays in float between integer ops"))
+        """Each node once, for its first reason."""
+        self.skipped.setdefault(node, Skip.at(node, f"{why}; it stays in float"))
 
     def _all_quantized(self, node: fx.Node) -> list[Quantized] | None:
         """What each tensor that a call reads is in integers; None where one is not."""
-        reads = data_inputs(node)
-        found = [self.integers[n] for n in reads if n in self.integers]
-        return found if reads and len(found) == len(reads) else None
+        found = [value for read in data_inputs(node) if (value := self._quantized(read)) is not None]
+        return found if found and len(found) == len(data_inputs(node)) else None
 
 
 def _details(graph: Graph) -> dict:

@@ -24,10 +24,8 @@ _WITH_INDICES = ("adaptive_max_pool1d", "adaptive_max_pool2d")
 
 
 def emit(emitter: Emitter, node: fx.Node, inputs: list[Quantized]) -> Quantized | str:
-    """The integer form of a call that moves numbers (or puts several side by side), or why it has none."""
+    """The integer form of a call that moves numbers of one grid (or puts several side by side), or why it has none."""
     first = inputs[0]
-    if not all(value.grid.means_the_same(first.grid) for value in inputs):
-        return "its inputs have different scales"
     if op_name(node) in _IDENTITIES:
         return first
     if is_getitem(node) and is_op(node.args[0], *_WITH_INDICES):  # whose integer form yields the maxima alone

@@ -75,6 +75,10 @@ BETWEEN = {
         lambda m, y: functional.pixel_unshuffle(functional.pixel_shuffle(y, 2), 2),
         ["pixel_shuffle", "pixel_unshuffle"],
     ),
+    "channels shuffled by hand": (
+        lambda m, y: y.view(-1, 2, 2, 8, 8).transpose(1, 2).contiguous().view(-1, 4, 8, 8),
+        ["view", "transpose", "contiguous", "view"],
+    ),
     "channel shuffle": (lambda m, y: functional.channel_shuffle(y, 2), ["channel_shuffle"]),
     "chunks": (lambda m, y: torch.cat(y.chunk(2, 1)[::-1], 1), ["chunk", "getitem", "getitem", "cat"]),
     "roll and flip": (lambda m, y: y.roll(1, 2).flip(3), ["roll", "flip"]),
