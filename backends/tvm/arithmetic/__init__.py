@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from .arm import NeonFp32
+from .arm_integers import Sdot, Smull
 from .base import Arithmetic, Integers
 from .x86 import X86Fp32
-from .x86_integers import Vnni
+from .x86_integers import Madd, Vnni
 
 FP32: dict[str, type[Arithmetic]] = {"x86_64": X86Fp32, "aarch64": NeonFp32}
 
@@ -22,7 +23,14 @@ def fp32(triple: str, lanes: int, registers: int, cores: int = 1, cache: int = 5
 
 
 # The processor feature that gives an integer arithmetic, best first.
-INTEGERS: dict[str, type[Integers]] = {"avx512_vnni": Vnni, "avx_vnni": Vnni}
+INTEGERS: dict[str, type[Integers]] = {
+    "avx512_vnni": Vnni,
+    "avx_vnni": Vnni,
+    "avx512bw": Madd,
+    "avx2": Madd,
+    "asimddp": Sdot,
+    "asimd": Smull,
+}
 
 
 def integers(
@@ -33,4 +41,17 @@ def integers(
     return found(lanes, registers, cores, cache) if found else None
 
 
-__all__ = ["FP32", "INTEGERS", "Arithmetic", "Integers", "NeonFp32", "Vnni", "X86Fp32", "fp32", "integers"]
+__all__ = [
+    "FP32",
+    "INTEGERS",
+    "Arithmetic",
+    "Integers",
+    "Madd",
+    "NeonFp32",
+    "Sdot",
+    "Smull",
+    "Vnni",
+    "X86Fp32",
+    "fp32",
+    "integers",
+]

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from .tir import T
+
 
 @dataclass(frozen=True)
 class Arithmetic(ABC):
@@ -25,6 +27,7 @@ class Arithmetic(ABC):
     activation: ClassVar[str]  # dtypes of the three operands
     weight: ClassVar[str]
     accumulator: ClassVar[str]
+    lane_weight: ClassVar[str]  # dtype of weights that are multiplied lane by lane
     unroll: ClassVar[int]  # k steps in one pass of the inner loop
     group: ClassVar[int] = 1  # neighbouring k steps that one instruction takes: they lie side by side in the weights
     lowest: ClassVar[float] = float("-inf")  # of activations: what no maximum is below
@@ -44,6 +47,10 @@ class Arithmetic(ABC):
         Weights lie in memory as [k / group][vector][lane][group]. `steps` need not be a multiple of the group: what the
         weights hold beyond it is zero.
         """
+
+    @abstractmethod
+    def multiply_lanes(self, total: Any, value: Any, weight: Any) -> Any:
+        """total + value * weight, lane by lane. weight: a vector of `lane_weight`."""
 
     @abstractmethod
     def registers_used(self, pixels: int, vectors: int) -> int:
@@ -79,11 +86,21 @@ class Fp32(Arithmetic):
     activation: ClassVar[str] = "float32"
     weight: ClassVar[str] = "float32"
     accumulator: ClassVar[str] = "float32"
+    lane_weight: ClassVar[str] = "float32"
     unroll: ClassVar[int] = 4
+
+    def multiply_lanes(self, total: Any, value: Any, weight: Any) -> Any:
+        return total + value * weight
 
 
 class Integers(Arithmetic):
-    """8-bit activations times int8 weights, summed in int32."""
+    """8-bit activations times int8 weights, summed in int32. Sums wrap around, none saturates."""
 
     weight: ClassVar[str] = "int8"
     accumulator: ClassVar[str] = "int32"
+    lane_weight: ClassVar[str] = "int16"
+
+    def multiply_lanes(self, total: Any, value: Any, weight: Any) -> Any:
+        """Operands of 16 bits: LLVM finds vpmaddwd or smlal for them."""
+        kind = f"int32x{self.lanes}"
+        return total + T.cast(value, kind) * T.cast(weight, kind)

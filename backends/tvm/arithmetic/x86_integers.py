@@ -1,27 +1,30 @@
-"""8-bit integers on x86 with VNNI: four unsigned bytes times four signed ones, added to 32 bits (vpdpbusd)."""
+"""8-bit integers on x86: unsigned activations, with VNNI four products at a time, else two."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, ClassVar
 
 from .base import Integers
 from .tir import T
 
 
-@dataclass(frozen=True)
-class Vnni(Integers):
-    """AVX-512 VNNI (16 lanes, 32 registers) or AVX-VNNI (8 lanes, 16 registers). Wraps, never saturates.
+class X86Integers(Integers):
+    """Activations are unsigned, a group of them is broadcast to all lanes."""
 
-    The intrinsic that TVM ships is rejected by its own LLVM, which takes bytes as operands now: it is declared here.
-    """
-
-    name: ClassVar[str] = "vnni"
     activation: ClassVar[str] = "uint8"
     lowest: ClassVar[float] = 0.0
-    unroll: ClassVar[int] = 16
-    group: ClassVar[int] = 4
+
+    @abstractmethod
+    def broadcast(self, source: Any, offset: Any, count: int) -> Any:
+        """A group of neighbouring activations in every lane; what is missing of `count` is zero, and is not read."""
+
+    @abstractmethod
+    def add_products(self, total: Any, group: Any, weights: Any, offset: Any) -> Any:
+        """total plus the products of each lane's group with its weights, which lie from `offset` on."""
 
     def multiply(
         self,
@@ -32,29 +35,76 @@ class Vnni(Integers):
         weight_offset: Any,
         steps: int,
     ) -> None:
-        vectors, intrinsic = len(accumulators[0]), f"llvm.x86.avx512.vpdpbusd.{self.lanes * 32}"
+        vectors = len(accumulators[0])
         pairs = [(p, v) for p in range(len(offsets)) for v in range(vectors)]
         if len(offsets) < vectors:  # LLVM keeps this order: the operand that changes least stays in registers
             pairs.sort(key=lambda pair: pair[1])
         for step in range(0, steps, self.group):
             for p, v in pairs:
-                four = self.broadcast_bytes(source, offsets[p] + step, min(self.group, steps - step))
-                weight = weights.vector(weight_offset + (step * vectors + v * self.group) * self.lanes, self.lanes * 4)
+                group = self.broadcast(source, offsets[p] + step, min(self.group, steps - step))
+                place = weight_offset + (step * vectors + v * self.group) * self.lanes
                 total = accumulators[p][v]
-                total.value = T.call_llvm_pure_intrin(f"int32x{self.lanes}", intrinsic, total.value, four, weight)
-
-    def broadcast_bytes(self, source: Any, offset: Any, count: int) -> Any:
-        """Up to four neighbouring bytes in every lane; what is missing of four is zero, and is not read."""
-        if count == self.group:
-            four = T.reinterpret(source.vector(offset, 4), dtype="int32")
-        else:
-            four = T.int32(0)
-            for i in range(count):
-                four = four | (T.cast(source.scalar(offset + i), "int32") << T.int32(8 * i))
-        return T.reinterpret(T.broadcast(four, self.lanes), dtype=f"uint8x{self.lanes * 4}")
+                total.value = self.add_products(total.value, group, weights, place)
 
     def registers_used(self, pixels: int, vectors: int) -> int:
         return pixels * vectors + min(pixels, vectors) + 2
 
     def loads(self, pixels: int, vectors: int) -> float:
         return pixels + vectors
+
+
+@dataclass(frozen=True)
+class Vnni(X86Integers):
+    """vpdpbusd of AVX-512 VNNI (16 lanes, 32 registers) or AVX-VNNI (8 lanes, 16 registers).
+
+    The intrinsic that TVM ships is rejected by its own LLVM, which takes bytes as operands now: it is declared here.
+    """
+
+    name: ClassVar[str] = "vnni"
+    lane_weight: ClassVar[str] = "int32"
+    unroll: ClassVar[int] = 16
+    group: ClassVar[int] = 4
+
+    def broadcast(self, source: Any, offset: Any, count: int) -> Any:
+        if count == self.group:
+            four = T.reinterpret(source.vector(offset, 4), dtype="int32")
+        else:
+            four = _or(T.cast(source.scalar(offset + i), "int32") << T.int32(8 * i) for i in range(count))
+        return T.reinterpret(T.broadcast(four, self.lanes), dtype=f"uint8x{self.lanes * 4}")
+
+    def add_products(self, total: Any, group: Any, weights: Any, offset: Any) -> Any:
+        intrinsic = f"llvm.x86.avx512.vpdpbusd.{self.lanes * 32}"
+        weight = weights.vector(offset, self.lanes * 4)
+        return T.call_llvm_pure_intrin(f"int32x{self.lanes}", intrinsic, total, group, weight)
+
+    def multiply_lanes(self, total: Any, value: Any, weight: Any) -> Any:
+        """vpdpwssd with one product of 16 bits per lane: the weight's upper half is its sign, the value's is zero."""
+        pairs = f"int16x{self.lanes * 2}"
+        value = T.reinterpret(T.cast(value, f"int32x{self.lanes}"), dtype=pairs)
+        intrinsic = f"llvm.x86.avx512.vpdpwssd.{self.lanes * 32}"
+        return T.call_llvm_pure_intrin(f"int32x{self.lanes}", intrinsic, total, value, T.reinterpret(weight, dtype=pairs))
+
+
+@dataclass(frozen=True)
+class Madd(X86Integers):
+    """vpmaddwd of AVX2 (8 lanes, 16 registers) or AVX-512 (16 lanes, 32 registers): bytes are widened to 16 bits.
+
+    vpmaddubsw would take the bytes as they are, but it saturates: its sums would not be those of the contract.
+    """
+
+    name: ClassVar[str] = "madd"
+    unroll: ClassVar[int] = 8
+    group: ClassVar[int] = 2
+
+    def broadcast(self, source: Any, offset: Any, count: int) -> Any:
+        two = _or(T.cast(source.scalar(offset + i), "int32") << T.int32(16 * i) for i in range(count))
+        return T.reinterpret(T.broadcast(two, self.lanes), dtype=f"int16x{self.lanes * 2}")
+
+    def add_products(self, total: Any, group: Any, weights: Any, offset: Any) -> Any:
+        intrinsic = "llvm.x86.avx512.pmaddw.d.512" if self.lanes == 16 else "llvm.x86.avx2.pmadd.wd"
+        weight = T.cast(weights.vector(offset, self.lanes * 2), f"int16x{self.lanes * 2}")
+        return total + T.call_llvm_pure_intrin(f"int32x{self.lanes}", intrinsic, group, weight)
+
+
+def _or(parts: Iterable[Any]) -> Any:
+    return reduce(lambda left, right: left | right, parts)

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..arithmetic import Arithmetic
-from ..arithmetic.tir import T
 from . import packing, product_weights
-from .builder import Index, Kernel, Vector, View, broadcast
+from .builder import Index, Kernel, Vector, View
 from .output import Output
 from .shapes import Depthwise, Signature, Window, round_up
 from .tile import is_parallel
@@ -31,7 +30,7 @@ def signature(spec: Depthwise, arithmetic: Arithmetic) -> Signature:
     output = (spec.batch, *spec.window.output(spec.height, spec.width), channels)
     source = (spec.batch, spec.height, spec.width, channels)
     biases = channels * len(_reached(spec))
-    packed = ((channels * spec.window.taps,), "float32"), ((biases,), arithmetic.accumulator)
+    packed = ((channels * spec.window.taps,), arithmetic.lane_weight), ((biases,), arithmetic.accumulator)
     return product_weights.signature(spec.epilogue, arithmetic, source, output, packed, channels)
 
 
@@ -47,7 +46,7 @@ def pack(
     """weight [channels, 1, kh, kw] -> [vector][kh][kw][lanes], bias, and for integers what their epilogue reads."""
     matrix = np.asarray(weight).reshape(spec.channels, -1)
     return [
-        packing.vectors(matrix, arithmetic.lanes),
+        packing.vectors(matrix, arithmetic.lanes, arithmetic.lane_weight),
         product_weights.biases(arithmetic, bias, matrix, zero_point, _reached(spec)),
         *product_weights.finishing(spec.epilogue, arithmetic, spec.channels, multiplier, constants),
     ]
@@ -70,8 +69,7 @@ def describe(spec: Depthwise, arithmetic: Arithmetic) -> str:
 class Taps:
     """The register tile of a depthwise convolution; `pitch` is the step from one input column to the next.
 
-    Integers are multiplied and summed in float32, which holds sums of so few products of bytes exactly: 518 taps of
-    255 * 127 stay below 2**24. `channels`: lanes of outputs; `borders`: where biases differ.
+    `channels`: lanes of outputs; `borders`: where biases differ.
     """
 
     kernel: Kernel
@@ -99,25 +97,19 @@ class Taps:
         line(y) is the offset in `source` of that vector in input row y; store(i, value) takes the result of column i.
         """
         lanes, (tall, wide) = self.arithmetic.lanes, self.window.kernel
-        integers = self.arithmetic.accumulator != "float32"
-        sums = self.kernel.registers(columns.size, lanes)
-        for total in sums:
-            total.value = broadcast(0.0, lanes) if integers else self.bias.vector(vector * lanes, lanes)
+        sums = self.kernel.registers(columns.size, lanes, self.arithmetic.accumulator)
+        for i, total in enumerate(sums):
+            total.value = self.bias.vector(self.start(row, columns, i) + vector * lanes, lanes)
         begin, end = rows_on_image(self.window, self.height, row)
         with self.kernel.loop(end - begin, begin) as tap:
             start = line(input_row(self.window, row, tap))
             weights = (vector * (tall * wide) + tap * wide) * lanes
             for i, across in by_input(self.window, columns):
                 value = source.vector(start + input_column(self.window, column + i, across) * self.pitch, lanes)
-                value = T.cast(value, f"float32x{lanes}") if integers else value
                 weight = self.weights.vector(weights + across * lanes, lanes)
-                sums[i].value = sums[i].value + value * weight
+                sums[i].value = self.arithmetic.multiply_lanes(sums[i].value, value, weight)
         for i, total in enumerate(sums):
-            if integers:
-                bias = self.bias.vector(self.start(row, columns, i) + vector * lanes, lanes)
-                store(i, T.cast(total.value, f"int32x{lanes}") + bias)
-            else:
-                store(i, total.value)
+            store(i, total.value)
 
     def start(self, row: Index, columns: Columns, i: int) -> Index:
         """Where the biases of the class lie that column i of a tile belongs to."""

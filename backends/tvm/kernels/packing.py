@@ -16,10 +16,10 @@ def lanes_of(values: np.ndarray | None, channels: int, lanes: int, dtype: str = 
     return padded
 
 
-def vectors(matrix: np.ndarray, lanes: int) -> np.ndarray:
-    """[channels, taps] as [vector][tap][lane] in float32, padded with zeros."""
+def vectors(matrix: np.ndarray, lanes: int, dtype: str) -> np.ndarray:
+    """[channels, taps] as [vector][tap][lane], padded with zeros."""
     channels, taps = matrix.shape
-    padded = np.zeros((round_up(channels, lanes), taps), np.float32)
+    padded = np.zeros((round_up(channels, lanes), taps), dtype)
     padded[:channels] = matrix
     return padded.reshape(-1, lanes, taps).transpose(0, 2, 1).ravel()
 
