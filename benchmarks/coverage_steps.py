@@ -3,12 +3,16 @@
 Time is that of the processor (user and system) in a process with one thread: what a clock on the wall shows where
 nothing else runs, and fair on a machine that others use too.
 
+What capture leaves behind is collected before the clock starts: torch.export makes millions of objects, and the
+interpreter would look through them at some moment of the pass.
+
 Memory is the resident set's high-water mark (VmHWM of Linux, set back through /proc/self/clear_refs after the allocator
 gave its free pages back) from before the index graph to after the cut, the weights included: tensors, numpy arrays and
 Python objects alike, whoever allocated them.
 """
 
 import ctypes
+import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -75,6 +79,7 @@ def prune(graph: planish.Graph, watch: Watch) -> dict[str, Any]:
     """Run the pass and return what it says, the bytes of the weights and the bytes of the peak with the weights."""
     weights = sum(tensor.nbytes for tensor in {id(t): t for t in graph.weights.values()}.values())
     nodes = sum(node.op == "call_function" for node in graph.nodes)
+    gc.collect()
     before = reset_peak()
     with TimedSteps(watch) as timed, watch.step("pass"):
         result = prune_channels.PruneChannels(macs=SHARE).run(graph, Context())

@@ -68,11 +68,11 @@ class Groups:
         """[dims, groups]: how many atoms of each dim belong to each group."""
         # A dim whose indices are all one atom can never be pruned.
         owners = [self.number[dim[:1] if dim.strides == (0,) else dim] for dim in dims]
-        rows = np.repeat(np.arange(len(dims)), [len(owner) for owner in owners])
-        columns = np.concatenate([np.zeros(0, int), *owners])
+        rows = np.repeat(np.arange(len(dims), dtype=np.int32), [len(owner) for owner in owners])
+        columns = np.concatenate([np.zeros(0, np.int32), *owners])
         inside = columns >= 0
-        entries = np.ones(np.count_nonzero(inside), np.int64)
-        return coo_array((entries, (rows[inside], columns[inside])), shape=(len(dims), self.count)).tocsr()
+        rows, columns, entries = rows[inside], columns[inside], np.ones(np.count_nonzero(inside), np.int32)
+        return csr_array(coo_array((entries, (rows, columns)), shape=(len(dims), self.count)), dtype=np.int64)
 
     def alive_atoms(self, alive: np.ndarray) -> np.ndarray:
         """For every atom whether it survives when `alive` says which groups do."""
@@ -96,7 +96,7 @@ def _number_components(index: IndexGraph) -> np.ndarray:
     for _, _, dim in parameter_rows(index):
         held[components.label[dim]] = True
     held &= components.is_free
-    return np.where(held, np.cumsum(held) - 1, -1)[components.label]
+    return np.where(held, np.cumsum(held) - 1, -1).astype(np.int32)[components.label]
 
 
 def alike(table: csc_array) -> np.ndarray:

@@ -18,7 +18,7 @@ def pieces_of(groups: Groups) -> Groups:
     if not index.loose:
         return groups
     inside = groups.number >= 0
-    number = np.full(len(groups.number), -1)
+    number = np.full(len(groups.number), -1, np.int32)
     number[inside] = np.unique(index.pieces.label[inside], return_inverse=True)[1]
     return Groups(index, number)
 

@@ -10,8 +10,8 @@ from ...ir.graph import named_tensors
 from .index.index_graph import IndexGraph
 from .index.relation import Dim, Dims
 
-# Entries that are copied at a time.
-BLOCK = 1 << 20
+# Entries of which the rows are taken at a time: small enough to stay in a core's cache until the other dims are cut.
+BLOCK = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Kept:
             result = tensor.new_empty(shape, requires_grad=False)
             for start in range(0, len(rows), step):
                 part = {0: rows[start : start + step], **chosen}
-                result[start : start + step] = _select(tensor.detach(), part)
+                _select(tensor.detach(), part, out=result[start : start + step])
         if self.blocks is None:
             return result
         parts = result.unflatten(0, (len(self.blocks), -1)).unbind()
@@ -46,9 +46,10 @@ class Kept:
         return torch.cat([part.index_select(1, indices) for part, indices in zip(parts, columns, strict=True)])
 
 
-def _select(tensor: torch.Tensor, chosen: dict[int, torch.Tensor]) -> torch.Tensor:
-    for position, indices in chosen.items():
-        tensor = tensor.index_select(position, indices)
+def _select(tensor: torch.Tensor, chosen: dict[int, torch.Tensor], out: torch.Tensor | None = None) -> torch.Tensor:
+    """These indices of these dims; into `out`, which is then the result, where one is given."""
+    for place, (position, indices) in enumerate(chosen.items(), 1):
+        tensor = torch.index_select(tensor, position, indices, out=out if place == len(chosen) else None)
     return tensor
 
 

@@ -8,7 +8,7 @@ from scipy.sparse.csgraph import connected_components
 
 from .relation import Dim
 
-FREE = np.iinfo(np.int64).max
+FREE = np.iinfo(np.int32).max
 
 
 def connect(a: np.ndarray, b: np.ndarray, count: int) -> tuple[int, np.ndarray]:
@@ -26,8 +26,8 @@ class Components:
     """
 
     def __init__(self, count: int):
-        self.label = np.arange(count)
-        self.reason = np.full(count, FREE)
+        self.label = np.arange(count, dtype=np.int32)  # there are millions of atoms, and the merges copy them often
+        self.reason = np.full(count, FREE, np.int32)
         self.changed = np.zeros(count, bool)
 
     @property
@@ -41,7 +41,7 @@ class Components:
             return
         a, b = (self.label[np.concatenate([edge[end] for edge in edges])] for end in (0, 1))
         count, component = connect(a, b, len(self.reason))
-        reason = np.full(count, FREE)
+        reason = np.full(count, FREE, np.int32)
         np.minimum.at(reason, component, self.reason)
         self.changed = np.bincount(component, minlength=count) > 1
         self.label, self.reason = component[self.label], reason
@@ -51,7 +51,7 @@ class Components:
         if not dims:
             return
         atoms = np.concatenate([dim for dim, _ in dims])
-        reasons = np.repeat([reason for _, reason in dims], [len(dim) for dim, _ in dims])
+        reasons = np.repeat(np.array([reason for _, reason in dims], np.int32), [len(dim) for dim, _ in dims])
         labels = self.label[atoms]
         self.changed[labels[self.reason[labels] == FREE]] = True
         np.minimum.at(self.reason, labels, reasons)

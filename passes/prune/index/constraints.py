@@ -84,7 +84,7 @@ class Constraints:
         """New atoms for a tensor of these extents."""
         ends = np.cumsum([self.count, *extents])
         self.count = int(ends[-1])
-        return [np.arange(start, end) for start, end in pairwise(ends)]
+        return [np.arange(start, end, dtype=np.int32) for start, end in pairwise(ends)]
 
     def new_frozen(self, extents: Sequence[int], why: str) -> Dims:
         """Dims that stay whole: all their indices are one frozen atom."""
@@ -93,8 +93,8 @@ class Constraints:
         if atom is None:
             atom, self.count = self.count, self.count + 1
             self._fixed[atom] = reason
-            self.frozen.append((np.array([atom]), reason))
-        return [np.broadcast_to(np.array(atom), (extent,)) for extent in extents]
+            self.frozen.append((np.array([atom], np.int32), reason))
+        return [np.broadcast_to(np.int32(atom), (extent,)) for extent in extents]
 
     def one(self) -> Dim:
         """The only index of a dim of extent 1."""

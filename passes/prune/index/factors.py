@@ -57,7 +57,7 @@ def solve(
 class _Solver:
     def __init__(self, count: int, edges: list, frozen: list, relations: list[Relation], reason: int):
         self.components = self.pieces = Components(count)
-        if any(r.equal_counts for r in relations):
+        if any(r.is_loose() for r in relations):  # and with fewer live factors never again
             self.pieces = Components(count)
         self.edges, self.rigid, self.frozen, self.reason = list(edges), list(edges), list(frozen), reason
 

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from ..groups import Groups
+from ..index.relation import Dim
 
 
 def last_ones(groups: Groups, scores: np.ndarray) -> np.ndarray:
@@ -27,8 +28,12 @@ def last_ones(groups: Groups, scores: np.ndarray) -> np.ndarray:
 def _parts_of_families(groups: Groups) -> Iterator[np.ndarray]:
     """The groups of every dim that all its atoms could leave without a whole family going."""
     index = groups.index
-    dims = {id(d): d for value in index.values.values() for dims in value for d in dims}.values()
-    dims = [d for d in dims if len(d) and not index.is_fixed(d) and groups.number[d].min() >= 0]
+    named = {id(d): d for value in index.values.values() for dims in value for d in dims if len(d)}.values()
+    distinct: dict[bytes, Dim] = {}  # most values have the channels of another one
+    for dim in named:
+        if not index.is_fixed(dim) and (owners := groups.number[dim]).min() >= 0:
+            distinct.setdefault(owners.tobytes(), dim)
+    dims = list(distinct.values())
     table = groups.incidence(dims)
     row = np.repeat(np.arange(len(dims)), np.diff(table.indptr))
     held = csr_array((np.ones(len(row), int), (row, groups.family[table.indices])), (len(dims), len(groups.families)))
