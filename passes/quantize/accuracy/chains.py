@@ -25,8 +25,8 @@ RESHAPES = {"flatten", "view", "reshape"}
 class Pair:
     """Two products. Each channel that the first puts out, divided by a factor, is multiplied by it in the second.
 
-    clips    calls between them whose bounds have to be divided as well, because they are not zero or infinite, each with
-             the dim of its channels
+    clips    calls between them whose bounds have to be divided as well, because they are not zero or infinite; each
+             with the dim of its channels
     plain    only elementwise calls stand between them
     repeat   inputs of the second for each output of the first, side by side: more than 1 behind a flatten
     """

@@ -29,5 +29,5 @@ def epilogue_of(graph: Graph, layer: Layer) -> Callable[[torch.Tensor], torch.Te
 
 
 def _call(graph: Graph, node: fx.Node, source: fx.Node, value: torch.Tensor) -> torch.Tensor:
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: value if n is source else graph.weight(n))
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: value if n is source else graph.weight(n).detach())
     return node.target(*args, **kwargs)  # type: ignore[operator]

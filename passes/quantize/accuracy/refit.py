@@ -7,8 +7,9 @@ import torch
 from .rounding import Problem
 from .rows import Rows
 
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the mean square of a layer's inputs
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the mean square of a layer's inputs
 STEPS = 8  # where a clip follows; without one the first step is exact
+ENOUGH = 1e-4  # of the largest weight: steps end when they are smaller
 FLOOR = 1e-9  # of the penalty: inputs that are never seen to vary
 
 
@@ -21,22 +22,33 @@ def refit(problem: Problem, rows: Rows, held_out: Rows) -> Problem:
     of plain least squares go down.
     """
     tries = [problem.with_best_bias(problem.weight, rows)]
-    second = (rows.inputs.mT @ rows.inputs).double() / len(rows)
-    if bool(second.any()):
+    second = _second_moments(rows)
+    if bool(second[:, :-1].any()):
         tries += [_solve(problem, rows, second, ridge) for ridge in RIDGES]
     return min(tries, key=lambda found: found.error(found.weight, held_out))
 
 
+def _second_moments(rows: Rows) -> torch.Tensor:
+    """[groups, unknowns + 1, unknowns + 1]: the mean products of a row's numbers, the last of them being 1."""
+    products = (rows.inputs.mT @ rows.inputs).double() / len(rows)
+    mean = rows.inputs.double().mean(1)
+    edge = torch.cat([mean, torch.ones_like(mean[:, :1])], 1)
+    return torch.cat([torch.cat([products, mean[:, None]], 1), edge[:, :, None]], 2)
+
+
 def _solve(problem: Problem, rows: Rows, second: torch.Tensor, ridge: float) -> Problem:
-    """Descent by least squares on `output error + ridge * change`, both in mean square."""
-    size = second.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
-    penalty = ridge * size + FLOOR * size.mean()
-    factor = torch.linalg.cholesky(second + penalty * torch.eye(second.shape[1], dtype=second.dtype))
-    wanted, start = problem.epilogue(rows.wanted), problem.weight
-    found = problem.with_best_bias(start, rows)
+    """Descent by least squares on `output error + ridge * change`, both in mean square. The bias is not penalised."""
+    size = second.diagonal(dim1=1, dim2=2)[:, :-1].mean(1, keepdim=True)
+    penalty = (ridge * size + FLOOR * size.mean()).expand(-1, second.shape[1] - 1)
+    penalty = torch.cat([penalty, torch.zeros_like(penalty[:, :1])], 1)
+    factor = torch.linalg.cholesky(second + torch.diag_embed(penalty + FLOOR))
+    wanted, found = problem.epilogue(rows.wanted), problem
     for _ in range(STEPS):
         lacking = wanted - problem.epilogue(found.output(found.weight, rows))
-        slope = (rows.inputs.mT @ lacking).double() / len(rows) - penalty * (found.weight - start).mT.double()
-        step = torch.cholesky_solve(slope, factor).mT
-        found = replace(found, weight=found.weight + step.to(start)).with_best_bias(found.weight, rows)
+        slope = torch.cat([rows.inputs.mT @ lacking, lacking.sum(1, keepdim=True)], 1).double() / len(rows)
+        slope[:, :-1] -= penalty[:, :-1, None] * (found.weight - problem.weight).mT
+        step = torch.cholesky_solve(slope, factor).mT.to(problem.weight)
+        found = replace(found, weight=found.weight + step[..., :-1], bias=found.bias + step[..., -1])
+        if bool(step.abs().max() <= ENOUGH * found.weight.abs().max()):
+            break
     return found.with_best_bias(found.weight, rows)

@@ -46,7 +46,7 @@ class RoundWeights(Pass):
     refuses: ClassVar[frozenset[str]] = frozenset({"weights-rounded", "bias-corrected"})
     needs: ClassVar[frozenset[str]] = frozenset({"data"})
 
-    iterations: int = 500
+    iterations: int = 300
     """Steps of learning per layer."""
     rows: int = 8192
     """Positions of the output, over all data, that a layer learns from; fewer where they would take over 256 MiB."""
@@ -92,8 +92,8 @@ class RoundWeights(Pass):
                 break
             generator = torch.Generator().manual_seed(derived_seed(ctx.seed, number))
             with torch.no_grad():
-                learned, held_out = sample_rows(both, layer, samples, self.rows, generator)
-            found = self._round(graph, layer, learned, held_out)
+                rows, held_out = sample_rows(both, layer, samples, self.rows, generator)
+                found = self._round(graph, layer, rows, held_out)
             facts.append({"layer": layer.name, **found})
             if not found["learned"]:
                 skipped.append(Skip.at(layer.product, "rounding to nearest is better on the data held out"))

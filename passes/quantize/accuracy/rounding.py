@@ -11,6 +11,7 @@ from .rows import Rows
 STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1
 BETA_START, BETA_END = 20.0, 2.0
 WARM_UP = 0.2  # of the iterations, without the regularizer
+PER_UNKNOWN, LEAST_BATCH = 8, 128
 BIAS_STEPS = 3  # of Newton's method: clips are linear nearly everywhere
 
 
@@ -19,12 +20,12 @@ class Budget:
     """How long and how fast to learn.
 
     iterations  steps of Adam
-    batch       rows of a step
+    batch       rows of a step, at most; a weight of few unknowns (depthwise) takes `PER_UNKNOWN` for each
     rate        Adam's learning rate, on the logits of h
     pressure    weight of the regularizer against an error of 1, that of rounding to nearest
     """
 
-    iterations: int = 500
+    iterations: int = 300
     batch: int = 512
     rate: float = 0.1
     pressure: float = 1.0
@@ -87,17 +88,18 @@ def learn_rounding(problem: Problem, rows: Rows, budget: Budget) -> torch.Tensor
     down = (problem.weight / problem.scale).floor()
     logits = _logits(problem.weight / problem.scale - down).requires_grad_()
     adam = torch.optim.Adam([logits], budget.rate)
+    batch = min(budget.batch, max(LEAST_BATCH, PER_UNKNOWN * down.shape[2]))
     for step in range(budget.iterations):
-        start = step * budget.batch % max(len(rows) - budget.batch + 1, 1)
-        part = rows.slice(start, start + budget.batch)
-        rise = _rise(logits)
-        weight = (down + rise).clamp(-problem.limit, problem.limit) * problem.scale
-        output = problem.epilogue(problem.output(weight, part))
-        loss = (output - target[:, start : start + budget.batch]).square().sum() / (len(part) * unit)
-        if step >= WARM_UP * budget.iterations:
-            loss = loss + budget.pressure * (1 - (2 * rise - 1).abs() ** _beta(step / budget.iterations)).mean()
-        adam.zero_grad()
-        loss.backward()
+        start = step * batch % max(len(rows) - batch + 1, 1)
+        part = rows.slice(start, start + batch)
+        with torch.enable_grad():
+            rise = _rise(logits)
+            weight = (down + rise).clamp(-problem.limit, problem.limit) * problem.scale
+            output = problem.epilogue(problem.output(weight, part))
+            loss = (output - target[:, start : start + batch]).square().sum() / (len(part) * unit)
+            if step >= WARM_UP * budget.iterations:
+                loss = loss + budget.pressure * (1 - (2 * rise - 1).abs() ** _beta(step / budget.iterations)).mean()
+        (logits.grad,) = torch.autograd.grad(loss, logits)
         adam.step()
     return (down + (logits.detach() >= 0)).clamp(-problem.limit, problem.limit)
 
