@@ -6,13 +6,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import fx
 
 from ..ir import rewrite
 from ..ir.errors import UsageError
 from ..ir.graph import Graph
-from ..ir.ops import is_op
 from .base import Context, Pass, Result, Skip
+from .layers.ends import ends
 from .pipeline_text import did_you_mean
 from .selectors import select
 from .sparse_choice import IMPORTANCE, lowest, lowest_of_blocks
@@ -196,18 +195,9 @@ def _ends(graph: Graph, found: dict[str, Factor], first: bool) -> list[str]:
 
     An embedding is a layer, too: the first linear layers of a language model are not its first layers.
     """
-    layers = {node for factor in found.values() for node in factor.products}
-    nodes = list(graph.nodes) if first else list(graph.nodes)[::-1]
-    passed: set[fx.Node] = set()
-    ends = set()
-    for node in nodes:
-        is_layer = node in layers or is_op(node, "embedding")
-        is_passed = any(n in passed for n in (node.all_input_nodes if first else node.users))
-        if is_layer and not is_passed:
-            ends.add(node)
-        if is_layer or is_passed:
-            passed.add(node)
-    return [name for name, factor in found.items() if ends & set(factor.products)]
+    products = {node for factor in found.values() for node in factor.products}
+    at_end = ends(graph, products | set(graph.calls("embedding")), first)
+    return [name for name, factor in found.items() if at_end & set(factor.products)]
 
 
 def _totals(graph: Graph, layers: list[dict[str, Any]]) -> dict[str, Any]:

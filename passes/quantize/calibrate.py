@@ -11,13 +11,15 @@ from ...ir.graph import Graph
 from ...ir.ops import arguments
 from ..base import Context, Pass, Result
 from ..pipeline_text import did_you_mean
-from .collect import collect, scale_name
+from .collect import Collected, collect, refuse_broken_weights, scale_name
 from .noise import signal_to_noise
 from .observers import OBSERVERS, ObserverOptions, Statistics
 from .observers.weights import WEIGHT_OBSERVERS
 from .placement import ACTIVATION_QUANTIZER, WEIGHT_QUANTIZER
 from .scales import Levels
 from .settings import Settings
+
+_DATA = ("loader", None)
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ class Calibrate(Pass):
     provides: ClassVar[frozenset[str]] = frozenset({"calibrated"})
     needs: ClassVar[frozenset[str]] = frozenset({"data"})
 
+    data: str | None = "loader"
+    """loader: activations are observed on compile(..., data=loader). none: no data is needed, for weights alone have
+    quantizers."""
     observer: str = "min-max"
     """min-max, moving-average, percentile, histogram, entropy or mean-squared-error."""
     scheme: str = "affine"
@@ -56,10 +61,15 @@ class Calibrate(Pass):
     """For `moving-average`: the weight of each new batch, over 0 up to 1."""
 
     def __post_init__(self) -> None:
-        choices = {"observer": OBSERVERS, "scheme": ("affine", "symmetric"), "weight_observer": WEIGHT_OBSERVERS}
+        choices = {
+            "data": _DATA,
+            "observer": OBSERVERS,
+            "scheme": ("affine", "symmetric"),
+            "weight_observer": WEIGHT_OBSERVERS,
+        }
         for label, known in choices.items():
             if (word := getattr(self, label)) not in known:
-                hint = did_you_mean(word, known) or f"known: {', '.join(known)}"
+                hint = did_you_mean(str(word), filter(None, known)) or f"known: {', '.join(filter(None, known))}"
                 raise UsageError(self.name, f"unknown {label.replace('_', '-')} '{word}'", hint)
         if self.samples is not None and self.samples < 1:
             raise UsageError(self.name, f"'samples' is {self.samples}", "expected 1 or more")
@@ -67,6 +77,9 @@ class Calibrate(Pass):
             raise UsageError(self.name, f"'percentile' is {self.percentile:g}", "expected over 50 and up to 100")
         if not 0 < self.momentum <= 1:
             raise UsageError(self.name, f"'momentum' is {self.momentum:g}", "expected over 0 and up to 1")
+
+    def needed(self) -> frozenset[str]:
+        return self.needs if self.data == "loader" else frozenset()
 
     def run(self, graph: Graph, ctx: Context) -> Result:
         was_training = graph.module.training
@@ -80,7 +93,11 @@ class Calibrate(Pass):
         quantizers = graph.calls(ACTIVATION_QUANTIZER)
         histogram = OBSERVERS[self.observer].needs_histogram
         seen = {scale_name(q): Statistics(None, histogram, self.momentum) for q in quantizers}
-        run = collect(graph, ctx, self.name, seen, self.samples)
+        if seen and self.data is None:
+            what = f"'data' is none, but {len(quantizers)} activations have quantizers"
+            raise UsageError(self.name, what, "give data, or set activations=none in insert-fake-quant")
+        refuse_broken_weights(graph, self.name)
+        run = collect(graph, ctx, self.name, seen, self.samples) if seen else Collected()
         settings = Settings(graph)
         ranges = {name: self._range(quantizers, name, statistics) for name, statistics in seen.items()}
         activations = [
@@ -90,7 +107,7 @@ class Calibrate(Pass):
         weights = [settings.set_weight(q, self.weight_observer) for q in graph.calls(WEIGHT_QUANTIZER)]
         settings.write()
         rewrite.finish(graph)
-        noise, output = signal_to_noise(graph, run.sample)
+        noise, output = signal_to_noise(graph, run.sample) if seen else ({}, None)
         for entry in activations:
             entry["snr_db"] = noise[entry["quantizer"]].decibels
             entry["saturated"] = noise[entry["quantizer"]].saturated

@@ -41,7 +41,6 @@ def collect(
     layer.
     """
     run = Collected()
-    refuse_broken_weights(graph, where)
     for inputs in ctx.progress(_first(graph, ctx.batches(graph, where), samples), where):
         run.batches += 1
         run.samples += _count(graph, inputs)
@@ -84,6 +83,7 @@ class _Watch(fx.Interpreter):
 
     def __init__(self, graph: Graph, where: str, seen: dict[str, Statistics]):
         super().__init__(graph.module)
+        self.extra_traceback = False  # an error is told in our words alone
         self.where = where
         self.seen = seen
 

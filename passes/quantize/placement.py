@@ -30,11 +30,12 @@ class Placement:
 
 
 def place(graph: Graph, kept: dict[fx.Node, str]) -> Placement:
-    """Decide where quantizers go. `kept` holds the products that stay in float, each with its reason.
+    """Decide where quantizers go. `kept` holds the calls that stay in float, each with its reason.
 
     A value is quantized where an integer op reads it, directly or through ops that only move values. Products are
-    integer ops; other ops are where their result is read so and one of their inputs comes from integers: an op
-    between float values gains nothing. Outputs of the model that nothing inside reads stay in float.
+    integer ops; other ops are where their result is read so and one of their inputs comes from integers (of a matrix
+    product both): an op between float values gains nothing. Outputs of the model that nothing inside reads stay in
+    float.
     """
     return _Walk(graph, kept).placement()
 
@@ -46,7 +47,7 @@ def quantizer_of(value: fx.Node) -> fx.Node | None:
 
 class _Walk:
     def __init__(self, graph: Graph, kept: dict[fx.Node, str]):
-        self.roles = Roles(graph)
+        self.roles = Roles(graph, kept)
         self.calls = [n for n in graph.nodes if n.op in ("call_function", "placeholder")]
         self.kept = kept
         self.integers = self._made_of_integers()
@@ -59,7 +60,7 @@ class _Walk:
     def placement(self) -> Placement:
         values = [n for n in self.calls if n in self.demanded and self.roles[n] not in (Role.PASS, Role.JOIN)]
         return Placement(
-            products=[n for n in self.calls if self._is_product(n)],
+            products=[n for n in self.calls if self.roles[n] is Role.PRODUCT],
             groups=self._share_scales(values),
             readers={value: self._readers(value) for value in values},
             skipped=[skip for node in self.calls if (skip := self._skip(node))],
@@ -69,20 +70,18 @@ class _Walk:
         """Values that ops with integer forms compute from at least one integer product."""
         found: set[fx.Node] = set()
         for node in self.calls:
-            from_integers = any(read in found for read in node.all_input_nodes)
-            if self._is_product(node) or (self.roles[node] not in (Role.FLOAT, Role.PRODUCT) and from_integers):
+            role, reads = self.roles[node], [read in found for read in node.all_input_nodes]
+            enough = {Role.PRODUCT: True, Role.FLOAT: False, Role.MATMUL: all(reads)}.get(role, any(reads))
+            if enough:
                 found.add(node)
         return found
 
-    def _is_product(self, node: fx.Node) -> bool:
-        return self.roles[node] is Role.PRODUCT and node not in self.kept
-
     def _needs(self, node: fx.Node) -> list[fx.Node]:
         """The values that a node reads quantized."""
-        if self._is_product(node):
+        if self.roles[node] is Role.PRODUCT:
             return data_inputs(node)
         moves = self.roles[node] in (Role.PASS, Role.JOIN)
-        computes = self.roles[node] in (Role.ARITHMETIC, Role.UNARY) and node in self.integers
+        computes = self.roles[node] in (Role.ARITHMETIC, Role.MATMUL, Role.UNARY) and node in self.integers
         heads_epilogue = computes and self.roles.fused_head(node) is None
         if node in self.demanded:
             return data_inputs(node) if moves or heads_epilogue else []
@@ -96,12 +95,14 @@ class _Walk:
         return reader in self.demanded or self._is_clipped_later(reader)
 
     def _skip(self, node: fx.Node) -> Skip | None:
-        if is_op(node, *WEIGHT_AXIS):
-            why = self.kept.get(node) or self.roles.why_float(node)
+        why = self.roles.why_float(node)
+        if self.roles[node] is Role.MATMUL and node not in self.integers:
+            why = "it multiplies a value that does not come from integers"
+        if is_op(node, *WEIGHT_AXIS) or node in self.kept:
             return Skip.at(node, f"{why}; it stays in float") if why else None
         between = node in self.demanded and any(read in self.integers for read in node.all_input_nodes)
-        if between and self.roles.why_float(node):
-            return Skip.at(node, f"{self.roles.why_float(node)}; it stays in float between integer ops")
+        if between and why:
+            return Skip.at(node, f"{why}; it stays in float between integer ops")
         return None
 
     def _share_scales(self, values: list[fx.Node]) -> list[list[fx.Node]]:

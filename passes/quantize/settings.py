@@ -12,7 +12,7 @@ from ..base import Skip
 from .collect import scale_name
 from .observers.weights import WEIGHT_OBSERVERS
 from .placement import ACTIVATION_QUANTIZER
-from .rules import Role, Roles, data_inputs
+from .rules import Role, Roles, data_inputs, quantized_product, stored_weight
 from .scales import SMALLEST_SCALE, Levels, symmetric
 
 
@@ -56,15 +56,19 @@ class Settings:
     def set_weight(self, quantizer: fx.Node, observer: str) -> dict[str, Any]:
         """Choose the scales of a weight's channels. Returns the row of the report."""
         call = arguments(quantizer)
-        rows = self.graph.weight(call.self).detach().movedim(call.axis, 0).flatten(1)
+        stored = stored_weight(quantized_product(quantizer))
+        assert stored is not None
+        weight = self.graph.weight(stored).detach()
+        # Groups of a linear layer's inputs are rows of a view.
+        rows = weight.movedim(call.axis, 0).flatten(1).reshape(len(self.graph.weight(call.scale)), -1)
         magnitude = WEIGHT_OBSERVERS[observer](rows, call.quant_max)
         scale, floored = symmetric(-magnitude, magnitude, call.quant_max, *self._bias_and_input_scale(quantizer))
         if floored:
             dead = f"{floored} of {len(scale)} channels are nearly zero; their scale is raised to its floor"
-            self.notes.append(Skip(f"weight '{call.self.target}'", dead))
+            self.notes.append(Skip(f"weight '{stored.target}'", dead))
         self._set(quantizer, scale, torch.zeros(len(scale), dtype=torch.int32))
         return {
-            "weight": str(call.self.target),
+            "weight": str(stored.target),
             "channels": len(scale),
             "smallest_scale": float(scale.min()),
             "largest_scale": float(scale.max()),
@@ -76,7 +80,7 @@ class Settings:
 
     def _bias_and_input_scale(self, quantizer: fx.Node) -> tuple[torch.Tensor | None, float]:
         """What the product's integer bias is made from. Activations must have been set by now."""
-        (product,) = quantizer.users
+        product = quantized_product(quantizer)
         bias = arguments(product).bias
         (read,) = data_inputs(product)
         while self.roles[read] in (Role.PASS, Role.JOIN) and not is_op(read, ACTIVATION_QUANTIZER):

@@ -7,12 +7,9 @@ import torch
 from torch import fx
 
 from ....ir.ops import is_op, only_user, op_name
-from ..rules import CLIPS, Role, Roles
+from ..rules import CLIPS, ELEMENTWISE, Role, Roles
 from .quantized import Grid
 
-_ELEMENTWISE = CLIPS | {
-    "sigmoid", "hardsigmoid", "silu", "hardswish", "gelu", "tanh", "leaky_relu", "elu", "mish", "softplus",
-}  # fmt: skip
 _WITH_NUMBERS = frozenset({"add", "sub", "mul"})  # x * 2, and also x + x
 
 Chain = tuple[fx.Node, ...]
@@ -22,7 +19,8 @@ def is_function(node: fx.Node, roles: Roles) -> bool:
     """True for a call that maps each element of one tensor, numbers being its only other operands."""
     if len(node.all_input_nodes) != 1:
         return False
-    return op_name(node) in _ELEMENTWISE or (op_name(node) in _WITH_NUMBERS and roles[node] is Role.ARITHMETIC)
+    role = Role.UNARY if op_name(node) in ELEMENTWISE else Role.ARITHMETIC
+    return op_name(node) in ELEMENTWISE | _WITH_NUMBERS and roles[node] is role
 
 
 def behind(value: fx.Node, roles: Roles) -> tuple[fx.Node, Chain]:

@@ -152,7 +152,7 @@ SKIPS = {
         "it pads with 2, only zero is exact in integers; it stays in float between integer ops",
     ),
     "no integer form": (
-        lambda m, x: m.other(torch.erf(m.conv(x))), {}, "erf",
+        lambda m, x: m.other(torch.cumsum(m.conv(x), 1)), {}, "cumsum",
         "it has no integer form; it stays in float between integer ops",
     ),
 }  # fmt: skip
@@ -232,12 +232,16 @@ def test_activation_levels(options, target, expected):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"activations": "int4"}, "insert-fake-quant: 'activations' is 'int4'; expected int8, uint8 or target."),
+        (
+            {"activations": "int4"},
+            "insert-fake-quant: 'activations' is 'int4'; expected int8, uint8, int16, target or none.",
+        ),
         ({"weight_bits": 16}, "insert-fake-quant: 'weight-bits' is 16; expected 2 to 8."),
         ({"activation_bits": 1}, "insert-fake-quant: 'activation-bits' is 1; expected 2 to 8."),
         (
             {"keep": ("conv", "clasifier.*")},
-            "insert-fake-quant: 'keep' holds 'clasifier.*', which names no layer; weights: conv.weight, ....",
+            "insert-fake-quant: 'clasifier.*' in 'keep' matches no layer, op or class; expected a weight or layer "
+            "('head.*'), an op ('conv2d') or a module's class ('Linear').",
         ),
         (
             {"activations": "target"},
