@@ -8,10 +8,12 @@ import torch
 from torch import fx
 
 from ...ir.errors import BuildError
+from ...ir.integers.resizing import ONE
 from ...ir.ops import arguments, describe, op_name
 from .writer import Writer
 
 _EXACT = 2**24  # float32 holds every integer up to this
+_ONE = torch.tensor(1.0)
 _aten = torch.ops.aten
 _CONVS = {1: _aten.conv1d.default, 2: _aten.conv2d.default}
 _TRANSPOSED = {1: _aten.conv_transpose1d.default, 2: _aten.conv_transpose2d.input}
@@ -30,7 +32,25 @@ def multiplied(writer: Writer, acc: fx.Node, multiplier: torch.Tensor, axis: int
         and not (name == "sum_pool2d_int32" and _is_whole(call))
     ):
         return _FUSED[name](writer, call, multiplier)
-    return writer.times_each(_COUNTED[name](writer, acc, call), multiplier, axis)
+    acc, moves = seen_through_moves(acc)
+    counted = _COUNTED[op_name(acc)](writer, acc, arguments(acc))
+    return writer.times_each(move(writer, counted, moves), multiplier, axis)
+
+
+def seen_through_moves(acc: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
+    """(the integer op that made these sums, the calls that have moved them since, in order)."""
+    moves = []
+    while op_name(acc) not in _COUNTED:
+        moves.append(acc)
+        acc = acc.all_input_nodes[0]
+    return acc, moves[::-1]
+
+
+def move(writer: Writer, value: fx.Node, moves: list[fx.Node]) -> fx.Node:
+    """The same calls on a float value."""
+    for node in moves:
+        value = writer.call(node.target, value, *node.args[1:], **node.kwargs)
+    return value
 
 
 def as_before(writer: Writer, value: fx.Node, acc: fx.Node) -> fx.Node:
@@ -110,20 +130,19 @@ def _in_parts(writer: Writer, acc: fx.Node, call: Any, axis: int, conv: Callable
 
     axis: of the weight's input channels. The parts are added in int32.
     """
-    one = torch.tensor(1.0)
     x, weight = writer.value(call.input), writer.graph.weight(call.weight)
     parts = _parts(weight, writer.graph.weight(call.bias), axis, call)
     if parts is None:
         what = f"{describe(acc)} has sums of more than {_EXACT:,}"
         raise BuildError("onnx", what, "float32 cannot count them and ONNX has no integer kernel", "keep it in float")
     if len(parts) == 1:
-        return conv(x, writer.weight(call.weight, one), writer.weight(call.bias, one))
+        return conv(x, writer.weight(call.weight, _ONE), writer.weight(call.bias, _ONE))
     total, start = None, 0
     for part in parts:
         end = start + part.shape[axis]
         some = writer.call(_aten.slice.Tensor, x, 1, start, end)
-        bias = None if total is not None else writer.weight(call.bias, one)
-        value = conv(some, writer.weight(writer.constant("weight_part", part), one), bias)
+        bias = None if total is not None else writer.weight(call.bias, _ONE)
+        value = conv(some, writer.weight(writer.constant("weight_part", part), _ONE), bias)
         integers = writer.call(_aten.to.dtype, value, torch.int32)
         total = integers if total is None else writer.call(_aten.add.Tensor, total, integers)
         start = end
@@ -153,15 +172,48 @@ def _counted_sum(writer: Writer, acc: fx.Node, call: Any) -> fx.Node:
 
 
 def _counted_pool(writer: Writer, acc: fx.Node, call: Any) -> fx.Node:
-    return _sum(writer, acc, call.q, [2, 3], True)
+    if _is_whole(call):
+        return _sum(writer, acc, call.q, [2, 3], True)
+    channels = call.q.meta["val"].shape[1]
+    _refuse_beyond(acc, math.prod(call.kernel_size))
+    ones = writer.constant("ones", torch.ones(channels, 1, *call.kernel_size, dtype=torch.int8))
+    options = None, call.stride, call.padding, [1, 1], channels
+    return writer.call(_aten.conv2d.default, writer.value(call.q), writer.weight(ones, _ONE), *options)
 
 
 def _sum(writer: Writer, acc: fx.Node, q: fx.Node, dims: list[int], keepdim: bool) -> fx.Node:
-    count = math.prod(int(q.meta["val"].shape[dim]) for dim in dims)
+    _refuse_beyond(acc, math.prod(int(q.meta["val"].shape[dim]) for dim in dims))
+    return writer.call(_aten.sum.dim_IntList, writer.value(q), dims, keepdim)
+
+
+def _refuse_beyond(acc: fx.Node, count: int) -> None:
     if count * 255 > _EXACT:
         what = f"{describe(acc)} adds up {count:,} integers"
         raise BuildError("onnx", what, f"float32 counts to {_EXACT:,}", "keep it in float")
-    return writer.call(_aten.sum.dim_IntList, writer.value(q), dims, keepdim)
+
+
+def _counted_linear(writer: Writer, acc: fx.Node, call: Any) -> fx.Node:
+    """Never asked for: onnxruntime has an integer kernel of every matrix product."""
+    raise AssertionError(describe(acc))
+
+
+def _counted_bilinear(writer: Writer, acc: fx.Node, call: Any) -> fx.Node:
+    """Its sums have 30 bits: they are computed in int32."""
+    integers = writer.call(_aten.to.dtype, writer.value(call.q), torch.int32)
+    for dim, positions, weights in ((2, call.rows, call.row_weights), (3, call.columns, call.column_weights)):
+        integers = _mixed(writer, integers, dim, writer.graph.weight(positions), writer.graph.weight(weights))
+    return writer.call(_aten.to.dtype, integers, torch.float32)
+
+
+def _mixed(writer: Writer, x: fx.Node, dim: int, positions: torch.Tensor, weights: torch.Tensor) -> fx.Node:
+    shape = [-1 if d == dim else 1 for d in range(4)]
+    next_ones = (positions + 1).clamp(max=int(x.meta["val"].shape[dim]) - 1)
+    sides = []
+    for name, at, weight in (("first", positions, ONE - weights), ("second", next_ones, weights)):
+        read = writer.call(_aten.index_select.default, x, dim, writer.constant(f"{name}_position", at.clone()))
+        weight = writer.constant(f"{name}_weight", weight.reshape(shape))
+        sides.append(writer.call(_aten.mul.Tensor, read, weight))
+    return writer.call(_aten.add.Tensor, *sides)
 
 
 def _counted_mul(writer: Writer, acc: fx.Node, call: Any) -> fx.Node:
@@ -174,4 +226,7 @@ _COUNTED: dict[str, Callable[[Writer, fx.Node, Any], fx.Node]] = {
     "sum_int32": _counted_sum,
     "sum_pool2d_int32": _counted_pool,
     "mul_int32": _counted_mul,
+    "upsample_bilinear2d_int32": _counted_bilinear,
+    "linear_int32": _counted_linear,
+    "matmul_int32": _counted_linear,
 }

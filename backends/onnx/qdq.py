@@ -30,7 +30,9 @@ from . import products
 from .operators import OPS
 from .writer import Writer
 
+_aten = torch.ops.aten
 _NAMESPACE = "planish::"
+_FILLED = ("pad", "constant_pad_nd")
 
 
 def is_integer_op(node: fx.Node) -> bool:
@@ -89,25 +91,32 @@ class _Rewriting:
                 node.replace_input_with(read, self.writer.stored(read))
         elif isinstance(node.meta["val"], (torch.Tensor, tuple, list)):
             args, kwargs = fx.map_arg((node.args, node.kwargs), self.writer.value_or_itself)
-            self.writer.moved(node, self.writer.call(node.target, *args, **kwargs))
+            value = self.writer.call(node.target, *args, **kwargs)
+            if op_name(node) in _FILLED and arguments(node).value:  # with the zero point, whose float value is zero
+                rewrite.set_argument(self.graph, value, "value", 0)
+            self.writer.moved(node, value)
         else:
             for read in reads:
                 node.replace_input_with(read, self.writer.value(read))
 
 
 def _zero_points(graph: Graph) -> dict[fx.Node, int]:
-    """The zero point of every integer value: as its op says, or as its readers do (a table does not say)."""
+    """The zero point of every integer value: as its op or its readers say, and the same on both sides of a move."""
     known: dict[fx.Node, int] = {}
-    for node in reversed(list(graph.nodes)):
-        call = arguments(node) if is_integer_op(node) else None
-        if call is None and node in known:  # a move: what it reads has the same
-            for read in node.all_input_nodes:
-                known.setdefault(read, known[node])
+    for node in filter(is_integer_op, graph.nodes):
+        call = arguments(node)
         for operand, zero_point in _OPERANDS.items():
             if isinstance(read := getattr(call, operand, None), fx.Node) and hasattr(call, zero_point):
-                known.setdefault(read, getattr(call, zero_point))
+                known[read] = getattr(call, zero_point)
         if op_name(node) in ("quantize", "requantize", "add_int8"):
-            known[node] = call.zero_point  # type: ignore[union-attr]
+            known[node] = call.zero_point
+    moves = [n for n in graph.nodes if n.op == "call_function" and (not is_integer_op(n) or op_name(n) in _MOVES)]
+    before = -1
+    while before != (before := len(known)):
+        for node in moves:
+            together = [node, *node.all_input_nodes]
+            if zero_points := [known[n] for n in together if n in known]:
+                known |= dict.fromkeys(together, zero_points[0])
     return known
 
 
@@ -120,10 +129,13 @@ def _quantize(writer: Writer, node: fx.Node, call: Any) -> None:
 
 
 def _requantize(writer: Writer, node: fx.Node, call: Any) -> None:
-    value = products.multiplied(writer, call.acc, writer.graph.weight(call.multiplier), call.axis, quantized=True)
+    multiplier = writer.graph.weight(call.multiplier)
+    acc, moves = products.seen_through_moves(call.acc) if multiplier.ndim == 0 else (call.acc, [])
+    value = products.multiplied(writer, acc, multiplier, call.axis, quantized=True)
     writer.store(node, value, call.low, call.high)
-    if value.meta["val"].ndim != node.meta["val"].ndim:
-        writer.moved(node, products.as_before(writer, writer.value(node), call.acc))
+    shaped = products.as_before(writer, writer.value(node), acc)
+    if shaped is not writer.value(node) or moves:
+        writer.moved(node, products.move(writer, shaped, moves))
 
 
 def _add(writer: Writer, node: fx.Node, call: Any) -> None:
@@ -140,12 +152,19 @@ def _look_up(writer: Writer, node: fx.Node, call: Any) -> None:
     writer.store_integers(node, integers)
 
 
+def _nearest(writer: Writer, node: fx.Node, call: Any) -> None:
+    rows = writer.call(_aten.index_select.default, writer.value(call.q), 2, call.rows)
+    writer.moved(node, writer.call(_aten.index_select.default, rows, 3, call.columns))
+
+
 _STORES: dict[str, Callable[[Writer, fx.Node, Any], None]] = {
     "quantize": _quantize,
     "requantize": _requantize,
     "add_int8": _add,
     "lookup_int8": _look_up,
+    "upsample_nearest2d_int8": _nearest,
 }
+_MOVES = ("upsample_nearest2d_int8",)
 
 
 def _dequantize(writer: Writer, node: fx.Node, call: Any) -> fx.Node:
