@@ -28,9 +28,9 @@ class LowerIntegers(Pass):
              %zq = fake_quantize(%z, ...)
     after:   %xq = quantize(%x, scale=0.02, ...);  %a = conv_int32(%xq, w_int8, b_int32, ...)
              %zq = requantize(%a, multiplier, ...)
-    skips:   a batch norm between a product and its quantizer; a product whose sums could leave int32; an op without
-             an integer form, or without one for its arguments; quantizers of more than 8 bits. They stay float,
-             between explicit conversions
+    skips:   a product whose sums could leave int32; an op without an integer form, or without one for its arguments;
+             quantizers of more than 8 bits; a graph without quantizers. What is skipped stays in float, between
+             explicit conversions
 
     The integer graph differs from the fake-quantized one in roundings only: biases are integers, sums are exact, and
     a sum of two values is rounded once. Whatever runs it gives the same integers (planish.ir.integers).
@@ -49,7 +49,10 @@ class LowerIntegers(Pass):
         lowering = _Lowering(graph, ctx)
         lowering.run()
         rewrite.finish(graph)
-        return Result(lowering.changed, tuple(lowering.skipped.values()), _details(graph))
+        skipped = tuple(lowering.skipped.values())
+        if not (lowering.quantizers or skipped):
+            skipped = (Skip("the graph", "it has no quantizers; nothing in it computes in integers"),)
+        return Result(lowering.changed, skipped, _details(graph))
 
 
 @dataclass
@@ -73,6 +76,7 @@ class _Lowering:
 
     def __post_init__(self) -> None:
         self.roles = Roles(self.graph)
+        self.quantizers = self.graph.calls(ACTIVATION_QUANTIZER)
         self.emitter = Emitter(self.graph, next(iter(self.graph.nodes)))
 
     def run(self) -> None:
@@ -199,8 +203,16 @@ class _Lowering:
         return True
 
     def _product(self, node: fx.Node) -> products.Product | str:
-        find = batch_norm.find if is_op(node, "batch_norm") else products.find
-        return find(self.graph, node, self._quantized(data_inputs(node)[0]))
+        """The integer form of a product, of one with a batch norm behind it, or of a batch norm by itself."""
+        (read,) = data_inputs(node)
+        if not is_op(node, "batch_norm"):
+            return products.find(self.graph, node, self._quantized(read))
+        if self.roles.fused_head(node) is None:
+            return batch_norm.find(self.graph, node, self._quantized(read))
+        behind = batch_norm.affine(self.graph, node)
+        if isinstance(behind, str):
+            return behind
+        return products.find(self.graph, read, self._quantized(*data_inputs(read)), behind)
 
     def _sums(self, product: products.Product) -> fx.Node:
         """Made once, where the float product stands, for all that read them."""

@@ -10,9 +10,14 @@ from torch import fx
 
 from ....ir.graph import Graph
 from ....ir.ops import TRANSPOSED_CONVS, arguments, is_op, op_name
+from ...layers.by_group import along, by_group
 from ..placement import WEIGHT_QUANTIZER
 from .emitter import Emitter
 from .quantized import INT32_MAX, Grid, Quantized
+
+# Factors of a batch norm that are smaller than this part of the largest are zero.
+_LEAST_FACTOR = 2.0**-20
+_LARGEST_BIAS = 2.0**30
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,19 @@ class Product:
         return self.scale / torch.tensor(grid.scale, dtype=torch.float32)
 
 
-def find(graph: Graph, node: fx.Node, source: Quantized | None) -> Product | str:
-    """The integer form of a conv or linear call, or why it has none."""
+@dataclass(frozen=True)
+class Affine:
+    """y = factor * x + offset for each channel, both float64 [channels]."""
+
+    factor: torch.Tensor
+    offset: torch.Tensor
+
+
+def find(graph: Graph, node: fx.Node, source: Quantized | None, behind: Affine | None = None) -> Product | str:
+    """The integer form of a conv or linear call, or why it has none.
+
+    behind  what a batch norm makes of the result: it changes scales, signs and biases, and no weight's magnitude
+    """
     call = arguments(node)
     if source is None:
         return "its input is not quantized"
@@ -62,8 +78,25 @@ def find(graph: Graph, node: fx.Node, source: Quantized | None) -> Product | str
     weight = _integers(graph, call.weight)
     bias = torch.zeros(len(scale)) if call.bias is None else graph.weight(call.bias).detach()
     layer = str(quantizer.self.target)
+    if behind is not None:
+        bias = bias.double() * behind.factor + behind.offset
+        size, sign = _size_and_sign(behind.factor, bias.abs() / (source.grid.scale * scale.double()))
+        grouped, outputs, _ = by_group(node, weight)
+        weight = (grouped * along(sign, grouped, outputs)).reshape(weight.shape)
+        scale = (scale.double() * size).float()
     axis = -1 if op_name(node) == "linear" else node.meta["val"].ndim - weight.ndim + 1
     return bounded(Product(node, source, op, options, layer, weight, scale, bias, axis))
+
+
+def _size_and_sign(factor: torch.Tensor, biases: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The factors of a batch norm as scales over zero and signs. `biases`: what is added, in steps of size 1.
+
+    A factor that is (nearly) zero beside the others has sign zero, and a size that keeps its bias in int32.
+    """
+    size = factor.abs()
+    dead = size <= size.max() * _LEAST_FACTOR
+    least = torch.maximum(size.max() * _LEAST_FACTOR, biases / _LARGEST_BIAS)
+    return torch.where(dead, torch.where(least > 0, least, 1.0), size), torch.where(dead, 0.0, factor.sign())
 
 
 def bounded(product: Product) -> Product | str:

@@ -227,7 +227,36 @@ def test_a_batch_norm_that_stands_alone_is_a_depthwise_product(case):
     gain = 1.0 if norm.weight is None else norm.weight.detach().abs().max()
     gain = float(gain / torch.sqrt(norm.running_var.min() + norm.eps))
     # 1.001: three factors that float32 rounds.
-    assert float((exact - got).abs().max()) <= 1.001 * (scale_out / 2 + gain * scale / 254)
+    assert float((exact - got).detach().abs().max()) <= 1.001 * (scale_out / 2 + gain * scale / 254)
+
+
+FOLDED = {
+    "conv2d": (lambda: nn.Conv2d(4, 6, 3), lambda: nn.BatchNorm2d(6), (4, 4, 6, 6)),
+    "conv2d without bias": (lambda: nn.Conv2d(4, 6, 3, groups=2, bias=False), lambda: nn.BatchNorm2d(6), (4, 4, 6, 6)),
+    "conv_transpose2d in groups": (
+        lambda: nn.ConvTranspose2d(4, 6, 3, groups=2),
+        lambda: nn.BatchNorm2d(6),
+        (4, 4, 5, 5),
+    ),
+    "conv1d": (lambda: nn.Conv1d(4, 6, 3), lambda: nn.BatchNorm1d(6), (4, 4, 9)),
+    "linear": (lambda: nn.Linear(4, 6), lambda: nn.BatchNorm1d(6), (40, 4)),
+}
+
+
+@pytest.mark.parametrize("gain", ["random", "one zero"])
+@pytest.mark.parametrize("case", FOLDED)
+def test_a_batch_norm_behind_a_product_is_in_its_store(case, gain):
+    """Gains of both signs, and of zero, for which only the offset is left."""
+    make, norm, shape = FOLDED[case]
+    model = settled(lambda: nn.Sequential(make(), norm(), nn.ReLU(), _head()))
+    if gain == "one zero":
+        with torch.no_grad():
+            model[1].weight[2] = 0.0
+            model[1].bias[2] = 0.7
+    lowered = lower(model, random_data(*shape))
+    assert len(ops(lowered.integer)) - ops(lowered.integer).count("unsqueeze") == 5
+    assert "batch_norm" not in ops(lowered.integer)
+    check(lowered)
 
 
 def check(lowered) -> None:
