@@ -7,6 +7,8 @@ from .prune.prune_channels import PruneChannels
 from .prune.sensitivity import Sensitivity
 from .quantize.accuracy.correct_bias import CorrectBias
 from .quantize.accuracy.equalize import Equalize
+from .quantize.accuracy.keep_accuracy import KeepAccuracy
+from .quantize.accuracy.quantize_sensitivity import QuantizeSensitivity
 from .quantize.accuracy.round_weights import RoundWeights
 from .quantize.accuracy.smooth import Smooth
 from .quantize.calibrate import Calibrate
@@ -30,5 +32,7 @@ PASSES: tuple[type[Pass], ...] = (
     Calibrate,
     CorrectBias,
     RoundWeights,
+    QuantizeSensitivity,
+    KeepAccuracy,
     LowerIntegers,
 )

@@ -40,6 +40,11 @@ def measure_for(graph: Graph, ctx: Context, where: str) -> Measure:
         raise UsageError(where, what, "pass evaluate=function, or data=loader of (inputs, labels) or of inputs")
     if _is_labelled(graph, ctx.data, where):
         return Measure("loss", False, lambda other: _mean_loss(other, ctx, where))
+    return difference_from(graph, ctx, where)
+
+
+def difference_from(graph: Graph, ctx: Context, where: str) -> Measure:
+    """The mean squared difference of a graph's outputs to those of `graph` over the data. Batches count alike."""
     outputs = [_outputs(graph, inputs) for inputs in ctx.batches(graph, where)]
     return Measure("squared difference of outputs", False, lambda other: _difference(other, outputs, ctx, where))
 

@@ -10,51 +10,66 @@ from ....ir.graph import Graph
 from ....ir.ops import arguments, is_op, only_user
 from ...prune.groups import layer_name
 from ..placement import ACTIVATION_QUANTIZER, WEIGHT_QUANTIZER
-from ..rules import WEIGHT_AXIS, Roles, stored_weight
+from ..rules import WEIGHT_AXIS, Role, Roles, data_inputs, stored_weight
 
 
 @dataclass(frozen=True)
 class Layer:
     """A product with a quantized weight, the same call of the float graph, and what follows before the quantizer.
 
-    epilogue  the batch norm and the clip that alone read the product, in order; of the quantized graph
+    epilogue    the batch norm and the clip that alone read the product, in order; of the quantized graph
+    quantizers  the names of what quantizes its weight and its input, seen through calls that move values
     """
 
     product: fx.Node
     twin: fx.Node
     epilogue: tuple[fx.Node, ...]
+    quantizers: tuple[str, ...]
 
     @property
-    def quantizer(self) -> fx.Node:
-        """The weight's quantizer."""
-        return arguments(self.product).weight
+    def quantizer(self) -> fx.Node | None:
+        """The weight's quantizer; None where it has a scale per group of inputs, or is cast."""
+        weight = arguments(self.product).weight
+        return weight if is_op(weight, WEIGHT_QUANTIZER) else None
 
     @property
     def weight(self) -> str:
-        return str(arguments(self.quantizer).self.target)
+        weight = stored_weight(self.product)
+        assert weight is not None
+        return str(weight.target)
 
     @property
     def name(self) -> str:
         return layer_name(self.weight)
 
 
-def float_form(graph: Graph) -> Graph:
-    """A copy without quantizers; its other nodes have the same names. The graph itself stays as it is."""
+def float_form(graph: Graph, but: frozenset[str] = frozenset()) -> Graph:
+    """A copy without quantizers, but for those of these names; its other nodes have the same names.
+
+    The graph itself stays as it is.
+    """
     twin = graph.copy()
     for quantizer in twin.calls(ACTIVATION_QUANTIZER, WEIGHT_QUANTIZER):
-        source = quantizer.args[0]
-        assert isinstance(source, fx.Node)
-        rewrite.replace(twin, quantizer, source)
+        if quantizer.name not in but:
+            bypass(twin, quantizer)
     rewrite.tidy(twin)
-    twin.properties -= {"fake-quant", "calibrated"}
+    if not but:
+        twin.properties -= {"fake-quant", "calibrated"}
     return twin
 
 
+def bypass(graph: Graph, quantizer: fx.Node) -> None:
+    """Let the readers of a quantizer read what it quantized."""
+    source = quantizer.args[0]
+    assert isinstance(source, fx.Node)
+    rewrite.replace(graph, quantizer, source)
+
+
 def quantized_layers(graph: Graph, whole: Graph) -> list[Layer]:
-    """All products with a quantized weight, in the order of the graph. `whole` is its `float_form`."""
+    """All products with a stored weight that is rounded, in the order of the graph. `whole` is its `float_form`."""
     roles, twins = Roles(graph), {node.name: node for node in whole.nodes}
-    products = [n for n in graph.calls(*WEIGHT_AXIS) if is_op(arguments(n).weight, WEIGHT_QUANTIZER)]
-    return [Layer(node, twins[node.name], _epilogue(roles, node)) for node in products]
+    products = [n for n in graph.calls(*WEIGHT_AXIS) if arguments(n).weight.op != "get_attr" and stored_weight(n)]
+    return [Layer(n, twins[n.name], _epilogue(roles, n), _quantizers(roles, n)) for n in products]
 
 
 def why_not_own(graph: Graph, product: fx.Node) -> str | None:
@@ -93,7 +108,10 @@ def shift_bias(graph: Graph, product: fx.Node, amount: torch.Tensor) -> None:
 
 
 def _products_behind(reader: fx.Node) -> list[fx.Node]:
-    return list(reader.users) if is_op(reader, WEIGHT_QUANTIZER) else [reader]
+    """The products that read a weight, directly or rounded; other readers stand for themselves."""
+    if is_op(reader, WEIGHT_QUANTIZER, "view", "to"):
+        return [product for user in reader.users for product in _products_behind(user)]
+    return [reader]
 
 
 def _epilogue(roles: Roles, product: fx.Node) -> tuple[fx.Node, ...]:
@@ -102,4 +120,19 @@ def _epilogue(roles: Roles, product: fx.Node) -> tuple[fx.Node, ...]:
     while reader is not None and roles.fused_head(reader) is product:
         found.append(reader)
         reader = only_user(reader)
+    return tuple(found)
+
+
+def _quantizers(roles: Roles, product: fx.Node) -> tuple[str, ...]:
+    weight, found = arguments(product).weight, []
+    while weight.op != "get_attr" and not is_op(weight, WEIGHT_QUANTIZER):
+        weight = weight.args[0]
+    if is_op(weight, WEIGHT_QUANTIZER):
+        found.append(weight.name)
+    values = [arguments(product).input]
+    for value in values:  # grows while it is walked
+        if is_op(value, ACTIVATION_QUANTIZER):
+            found.append(value.name)
+        elif roles[value] in (Role.PASS, Role.JOIN):
+            values.extend(data_inputs(value))
     return tuple(found)

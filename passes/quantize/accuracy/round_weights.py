@@ -28,8 +28,8 @@ class RoundWeights(Pass):
 
     before:  %wq = fake_quantize(w, w_scale, ...);  %y = conv2d(%xq, %wq, b)
     after:   the same calls; w holds multiples of w_scale, so that fake_quantize changes nothing; b is fitted
-    skips:   a transposed conv: its outputs overlap; a weight that is shared or computed; a layer where what was
-             learned does worse than rounding to nearest on data held out
+    skips:   a transposed conv: its outputs overlap; scales that are not one per channel; a weight that is shared or
+             computed; a layer where what was learned does worse than rounding to nearest on data held out
 
     One layer after the other learns, on a sample of its inputs as the quantized layers before it give them, to give
     what the float layer gave, behind its clip. A fifth of the data is held out. Needs some hundred samples without
@@ -108,6 +108,8 @@ class RoundWeights(Pass):
                 continue
             if is_op(layer.product, *TRANSPOSED_CONVS):
                 skipped.append(Skip.at(layer.product, "outputs of a transposed conv overlap: it is rounded to nearest"))
+            elif layer.quantizer is None:
+                skipped.append(Skip.at(layer.product, "its scales are not one per channel"))
             elif why := why_not_own(graph, layer.product):
                 skipped.append(Skip.at(layer.product, why))
             else:
@@ -136,6 +138,7 @@ class RoundWeights(Pass):
 
 
 def _problem(graph: Graph, layer: Layer) -> Problem:
+    assert layer.quantizer is not None
     call, groups = arguments(layer.quantizer), groups_of(layer.product)
     weight = graph.weight(layer.weight).detach()
     bias = arguments(layer.product).bias
@@ -147,6 +150,7 @@ def _problem(graph: Graph, layer: Layer) -> Problem:
 
 def _write(graph: Graph, layer: Layer, problem: Problem, levels: torch.Tensor) -> None:
     """Put levels, scales and bias into the graph. Fake-quant must give exactly these levels."""
+    assert layer.quantizer is not None
     weight, quantizer = graph.weight(layer.weight), arguments(layer.quantizer)
     scale = problem.scale.reshape(-1)
     on_grid = (levels * problem.scale).reshape(weight.shape)

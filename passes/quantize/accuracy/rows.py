@@ -1,5 +1,6 @@
 """What a quantized layer is multiplied with and what it should give: a bounded sample of rows from the data."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +48,7 @@ def sample_rows(
         x = both.after.read(after, arguments(layer.product).input)
         wanted = both.before.evaluate(before, layer.twin)
         share = share or _share(both.graph, layer, samples, limit)
-        for number, (one, result) in enumerate(_by_sample(both.graph, layer.product, x, wanted), start=seen):
+        for number, (one, result) in enumerate(_by_sample(both.graph, layer, x, wanted), start=seen):
             held = samples >= HELD_OUT and number % HELD_OUT == HELD_OUT - 1
             parts[held].append(_some(both.graph, layer, one, result, share, generator))
         seen += len(x)
@@ -67,9 +68,11 @@ def _share(graph: Graph, layer: Layer, samples: int, limit: int) -> int:
     return max(1, min(limit, ROWS_BYTES // wide) // max(samples, 1))
 
 
-def _by_sample(graph: Graph, product: fx.Node, x: torch.Tensor, wanted: torch.Tensor):
+def _by_sample(
+    graph: Graph, layer: Layer, x: torch.Tensor, wanted: torch.Tensor
+) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
     """The input and output of each sample, with its batch dim where the layer has one."""
-    if op_name(product) in CONVS and x.ndim < graph.weight(_weight(product)).ndim:
+    if op_name(layer.product) in CONVS and x.ndim < graph.weight(layer.weight).ndim:
         return [(x, wanted)]
     return zip(x.split(1), wanted.split(1), strict=True)
 
@@ -89,8 +92,3 @@ def _joined(parts: list[Rows], generator: torch.Generator) -> Rows:
     inputs, wanted = (torch.cat([getattr(part, name) for part in parts], 1) for name in ("inputs", "wanted"))
     order = torch.randperm(inputs.shape[1], generator=generator)
     return Rows(inputs[:, order], wanted[:, order])
-
-
-def _weight(product: fx.Node) -> fx.Node:
-    weight = arguments(product).weight
-    return weight if weight.op == "get_attr" else weight.args[0]
