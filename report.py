@@ -58,6 +58,8 @@ class Report:
     eager           calls that stay in PyTorch: (op, source line)
     reasons         why they stay, where it is not that TVM does not know the op
     fake_quantized  how many of the `products` compute on quantized values, in float
+    integers        how many of them compute in integers
+    exact           no float op is left between conversions: every machine gives the same bytes
     facts           what the backend knows: bytes of code and weights, arena, compiler
     seconds         by stage
     """
@@ -72,7 +74,9 @@ class Report:
     eager: tuple[tuple[str, str], ...] = ()
     reasons: tuple[str, ...] = ()
     fake_quantized: int = 0
+    integers: int = 0
     products: int = 0
+    exact: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -80,7 +84,7 @@ class Report:
     def of(target: str, recipe: str, outcome: "Outcome | None", artifact: "Artifact | None", seconds: dict[str, float],
            eager: tuple[tuple[str, str], ...] = (), reasons: tuple[str, ...] = ()) -> "Report":  # fmt: skip
         """The report of what a pipeline and a backend made; None for what there was not: PyTorch runs the model."""
-        done, total = quantized_layers(outcome.graph) if outcome else (0, 0)
+        counts = Products.of(outcome.graph) if outcome else Products()
         return Report(
             target=target,
             recipe=recipe,
@@ -91,16 +95,18 @@ class Report:
             others=artifact.others if artifact else {},
             eager=artifact.eager if artifact else eager,
             reasons=artifact.reasons if artifact else reasons,
-            fake_quantized=done,
-            products=total,
+            fake_quantized=counts.fake_quantized,
+            integers=artifact.integers if artifact else 0,
+            products=counts.total,
+            exact=counts.exact,
             facts=artifact.facts if artifact else {"code": "PyTorch"},
             seconds=seconds,
         )
 
     @property
     def int8_kernels(self) -> str:
-        """`0 of 52`: how many products run in integers. Fake-quantized layers run in float."""
-        return f"0 of {self.products}"
+        """`52 of 52`: how many products run in integers. Fake-quantized layers run in float."""
+        return f"{self.integers} of {self.products}"
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as JSON-able values."""
@@ -233,13 +239,24 @@ def cost_row(entry: "Cost") -> dict[str, int]:
     return {key: getattr(entry, key) for key in COSTS}
 
 
-def quantized_layers(graph: "Graph") -> tuple[int, int]:
-    """How many convs and linears read a fake-quantized weight, and how many there are."""
-    from .ir.ops import WEIGHTED_PRODUCTS, is_op
-    from .ir.verify import SCALE_ARGUMENT
+@dataclass(frozen=True)
+class Products:
+    """The convs, linears and integer matrix products of a graph, and whether all that it computes is integers."""
 
-    products = graph.calls(*WEIGHTED_PRODUCTS)
-    return sum(is_op(node.args[1], *SCALE_ARGUMENT) for node in products), len(products)
+    fake_quantized: int = 0
+    total: int = 0
+    exact: bool = False
+
+    @staticmethod
+    def of(graph: "Graph") -> "Products":
+        from .ir.cost import INTEGER_PRODUCTS
+        from .ir.ops import WEIGHTED_PRODUCTS, is_op
+        from .ir.verify import SCALE_ARGUMENT
+        from .passes.quantize.lower.exact import is_exact
+
+        floats, integers = graph.calls(*WEIGHTED_PRODUCTS), graph.calls(*INTEGER_PRODUCTS)
+        fake = sum(is_op(node.args[1], *SCALE_ARGUMENT) for node in floats)
+        return Products(fake, len(floats) + len(integers), is_exact(graph))
 
 
 def _change(before: int, after: int) -> str:

@@ -12,8 +12,8 @@ from .bundle import golden_members
 
 Golden = tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]
 
-# How far a golden output may be from PyTorch's: summation order for floats. A fake-quantized model computed in
-# another order rounds some values to the neighbouring step, and every later layer sees that.
+# How far a golden output may be from PyTorch's: summation order for floats, nothing for integers. A model quantized
+# only in part, computed in another order, rounds some values to the neighbouring step, and every later layer sees that.
 FLOAT_TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 QUANTIZED_STEPS = 8
 
@@ -22,6 +22,7 @@ class Artifact(ABC):
     """A built model.
 
     others  ops left to TVM's own code generation, with counts
+    integers  products that its code computes in integers
     eager   calls that stay in PyTorch: (op, source line)
     reasons why they stay, where it is not for want of the op
     facts   sizes in bytes, compilers: plain values for the report
@@ -29,6 +30,7 @@ class Artifact(ABC):
 
     def __init__(self) -> None:
         self.others: dict[str, int] = {}
+        self.integers = 0
         self.eager: tuple[tuple[str, str], ...] = ()
         self.reasons: tuple[str, ...] = ()
         self.facts: dict[str, Any] = {}
@@ -49,7 +51,9 @@ class Artifact(ABC):
 
 def tolerance(report: dict[str, Any], outputs: Sequence[torch.Tensor]) -> dict[str, float]:
     """How far a device's golden outputs may be from PyTorch's, as rtol and atol."""
-    if not report["fake_quantized"]:
+    if report.get("exact"):
+        return {"rtol": 0.0, "atol": 0.0}
+    if not (report["fake_quantized"] or report.get("integers")):
         return FLOAT_TOLERANCE
     largest = max((float(t.abs().max()) for t in outputs if t.dtype.is_floating_point), default=1.0)
     return {"rtol": FLOAT_TOLERANCE["rtol"], "atol": QUANTIZED_STEPS * largest / 255}

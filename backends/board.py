@@ -19,7 +19,7 @@ from .session import Session
 from .target import Target
 from .tvm.build import lower
 from .tvm.instructions import multiply_accumulate
-from .tvm.relax import to_relax
+from .tvm.relax import RelaxModel, to_relax
 
 
 def build_board(graph: Graph, target: Target, recipe: str) -> "BoardArtifact":
@@ -34,18 +34,18 @@ def build_board(graph: Graph, target: Target, recipe: str) -> "BoardArtifact":
     if target.runs_here():
         link_library(program)
     kernels = {layer.symbol: layer.kernel for layer in model.layers}
-    return BoardArtifact(program, room, recipe, kernels, model.others)
+    return BoardArtifact(program, room, recipe, kernels, model)
 
 
 class BoardArtifact(Artifact):
     """A C program in a temporary folder, until it is saved."""
 
     def __init__(self, program: CProgram, room: tempfile.TemporaryDirectory, recipe: str,
-                 kernels: dict[str, str], others: dict[str, int]):  # fmt: skip
+                 kernels: dict[str, str], model: RelaxModel):  # fmt: skip
         super().__init__()
         self._program, self._room, self._recipe = program, room, recipe
         self._kernels = kernels
-        self.others = others
+        self.others, self.integers = model.others, model.integers
         self.facts = {
             "code": "C program",
             "arena_bytes": program.arena_bytes,

@@ -33,7 +33,7 @@ class HostArtifact(Artifact):
         super().__init__()
         self._graph, self._compiled, self._target, self._recipe = graph, compiled, target, recipe
         self._calls = model.layers
-        self.others = model.others
+        self.others, self.integers = model.others, model.integers
         self.facts = {"code": "TVM module", "arena_bytes": compiled.arena_bytes, "weight_bytes": model.weight_bytes}
 
     @cached_property

@@ -134,6 +134,7 @@ class HybridArtifact(Artifact):
         self.eager, self.reasons = plan.eager, plan.reasons
         self._regions = regions
         self.others = dict(sum((Counter(region.others) for region in regions), Counter()))
+        self.integers = sum(region.integers for region in regions)
         sizes = ("arena_bytes", "weight_bytes")
         self.facts = {"code": "TVM module" if regions else "PyTorch", "regions": len(regions)}
         self.facts |= {key: sum(region.facts[key] for region in regions) for key in sizes if regions}

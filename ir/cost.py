@@ -29,7 +29,7 @@ class NodeCost:
 class Cost:
     """A graph at one batch size.
 
-    params      parameters, tied ones once
+    params      parameters, and the integer weights and biases that stand for them; tied ones once
     macs        multiply-accumulates of products (conv, linear, matmul, attention); elementwise work is not counted
     bytes       of all weights and buffers, tied ones once
     peak_bytes  of the activations alive at the worst moment, run in graph order, views sharing memory
@@ -47,17 +47,25 @@ def cost(graph: Graph, batch: int = 1) -> Cost:
     """Count everything for one batch size. Symbolic extents stand for `batch`."""
     unique = {id(t): t for t in graph.weights.values()}.values()
     by_node = {n.name: _node_cost(graph, n, batch) for n in graph.nodes if n.op == "call_function"}
+    integers = {id(graph.weight(n)) for n in _integer_weights(graph)}
     by_op: dict[str, int] = {}
     for entry in by_node.values():
         by_op[entry.op] = by_op.get(entry.op, 0) + entry.macs
     return Cost(
-        params=sum(t.numel() for t in unique if isinstance(t, torch.nn.Parameter)),
+        params=sum(t.numel() for t in unique if isinstance(t, torch.nn.Parameter) or id(t) in integers),
         macs=sum(entry.macs for entry in by_node.values()),
         bytes=sum(t.numel() * t.element_size() for t in unique),
         peak_bytes=_peak_bytes(graph, by_node, batch),
         by_node=by_node,
         by_op={op: macs for op, macs in by_op.items() if macs},
     )
+
+
+def _integer_weights(graph: Graph) -> list[fx.Node]:
+    """The weights and biases of integer products, which are buffers: integers have no gradient."""
+    calls = [arguments(node) for node in graph.calls(*INTEGER_PRODUCTS)]
+    read = [getattr(call, name, None) for call in calls for name in ("weight", "bias")]
+    return [node for node in read if isinstance(node, fx.Node) and node.op == "get_attr"]
 
 
 def macs(node: fx.Node, batch: int = 1) -> int:

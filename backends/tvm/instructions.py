@@ -6,8 +6,11 @@ from collections import Counter
 # Multiply-accumulates as people name them, most capable first. The second pattern is the operand that must be there.
 _MULTIPLY_ACCUMULATES = (
     ("vpdpbusd", r"vpdpbusd"),
+    ("vpdpwssd", r"vpdpwssd"),
+    ("vpmaddwd", r"vpmaddwd"),
     ("smmla", r"smmla"),
     ("sdot", r"\bsdot\b"),
+    ("smlal", r"\bsm(?:ull|lal)2?\b"),
     ("vfmadd zmm", r"vfmadd\d+ps\b.*%?zmm"),
     ("vfmadd ymm", r"vfmadd\d+ps\b.*%?ymm"),
     ("vfmadd xmm", r"vfmadd\d+ps\b.*%?xmm"),

@@ -15,6 +15,7 @@ from torch import fx
 from tvm import relax
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
+from ...ir.cost import INTEGER_PRODUCTS
 from ...ir.errors import BuildError, first_line
 from ...ir.graph import Graph
 from ...ir.ops import describe, is_random, op_name, writes
@@ -59,12 +60,14 @@ class RelaxModel:
 
     layers        the calls of our own kernels in order
     others        ops left to TVM, with counts
+    integers      products that compute in integers
     weight_bytes  of all constants, as the kernels read them
     """
 
     module: tvm.IRModule
     layers: tuple[Layer, ...]
     others: dict[str, int] = field(default_factory=dict)
+    integers: int = 0
     weight_bytes: int = 0
 
     def layers_by_symbol(self) -> dict[str, list[str]]:
@@ -140,7 +143,8 @@ class Emitter:
                 result = self.builder.emit_output(self._result())
             self.builder.emit_func_output(result)
         module = relax.transform.DeadCodeElimination()(self.builder.get())
-        return RelaxModel(module, tuple(self.layers), dict(self.others), self.weight_bytes)
+        integers = len(self.graph.calls(*INTEGER_PRODUCTS))
+        return RelaxModel(module, tuple(self.layers), dict(self.others), integers, self.weight_bytes)
 
     def kernel(
         self,
@@ -162,7 +166,8 @@ class Emitter:
         kind = relax.TensorType([batch, *shape[1:]], shapes.result)
         activations, rest = inputs[: len(shapes.inputs)], inputs[len(shapes.inputs) :]
         call = relax.call_tir(symbol, [*activations, *map(self.constant, weights), *rest], kind)
-        self.layers.append(Layer(node.name, symbol.name_hint, describe_kernel(spec, arithmetic)))
+        kind_of = "" if arithmetic is self.arithmetic else "int8 "
+        self.layers.append(Layer(node.name, symbol.name_hint, kind_of + describe_kernel(spec, arithmetic)))
         return self.builder.emit(call, node.name)
 
     def product_kernel(

@@ -81,8 +81,9 @@ class Vnni(X86Integers):
         """vpdpwssd with one product of 16 bits per lane: the weight's upper half is its sign, the value's is zero."""
         pairs = f"int16x{self.lanes * 2}"
         value = T.reinterpret(T.cast(value, f"int32x{self.lanes}"), dtype=pairs)
+        weight = T.reinterpret(weight, dtype=pairs)
         intrinsic = f"llvm.x86.avx512.vpdpwssd.{self.lanes * 32}"
-        return T.call_llvm_pure_intrin(f"int32x{self.lanes}", intrinsic, total, value, T.reinterpret(weight, dtype=pairs))
+        return T.call_llvm_pure_intrin(f"int32x{self.lanes}", intrinsic, total, value, weight)
 
 
 @dataclass(frozen=True)
