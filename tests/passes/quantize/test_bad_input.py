@@ -203,7 +203,7 @@ def test_symmetric_activations_have_their_zero_in_the_middle(observer):
         ("observer=mean-square-error", "calibrate: unknown observer 'mean-square-error'; did you mean"),
         (
             "weight-observer=entropy",
-            "calibrate: unknown weight-observer 'entropy'; known: min-max, mean-squared-error.",
+            "calibrate: unknown weight-observer 'entropy'; known: min-max, ",
         ),
         ("data=loaders", "calibrate: unknown data 'loaders'; did you mean 'loader'?"),
     ],
