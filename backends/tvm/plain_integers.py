@@ -42,7 +42,7 @@ def emit(emitter: Emitter, node: fx.Node) -> relax.Expr:
 def _quantize(emitter: Emitter, node: fx.Node) -> relax.Expr:
     call = arguments(node)
     x = emitter.values[call.x]
-    sound = relax.op.where(relax.op.equal(x, x), x, _float(0.0))  # NaN counts as zero
+    sound = relax.op.where(relax.op.isnan(x), _float(0.0), x)
     return _stored(emitter, node, relax.op.round(relax.op.divide(sound, _float(call.scale))))
 
 

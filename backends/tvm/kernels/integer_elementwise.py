@@ -8,7 +8,7 @@ import numpy as np
 
 from ..arithmetic import Arithmetic
 from ..arithmetic.tir import T
-from .builder import Index, Kernel, Parameters, Vector, View, broadcast
+from .builder import Index, Kernel, Parameters, Vector, View
 from .requantize import CONSTANTS, Constant, Steps
 from .shapes import IntegerAdd, IntegerMul, Lookup, Signature, ToFloat, ToIntegers, round_up
 from .tile import is_parallel
@@ -117,15 +117,21 @@ def _quantize_row(
 
 
 def _quantized(grid: Steps, real: Vector) -> Vector:
-    """NaN counts as zero."""
-    zero = broadcast(0.0, grid.lanes)
-    sound = T.Select(real == real, real, zero)
-    return grid.stored(grid.rounded(sound / grid.number(Constant.SCALE)))
+    return grid.stored(grid.rounded(_without_nan(real, grid.lanes) / grid.number(Constant.SCALE)))
 
 
 def _quantized_one(constants: View, source: View, place: Index) -> Any:
-    value = source.scalar(place)
-    sound = T.Select(value == value, value, T.float32(0))
-    steps = T.round(sound / constants.scalar(int(Constant.SCALE)))
+    steps = T.round(_without_nan(source.scalar(place), 1) / constants.scalar(int(Constant.SCALE)))
     low, high = constants.scalar(int(Constant.LOW)), constants.scalar(int(Constant.HIGH))
     return T.cast(T.min(T.max(steps, low), high) + constants.scalar(int(Constant.ZERO_POINT)), "int32")
+
+
+def _without_nan(real: Vector, lanes: int) -> Vector:
+    """Zero for NaN, which is told by its bits: TVM takes `x == x` for true."""
+
+    def spread(value: Any) -> Vector:
+        return value if lanes == 1 else T.broadcast(value, lanes)
+
+    bits = T.reinterpret(real, dtype="int32" if lanes == 1 else f"int32x{lanes}")
+    is_nan = (bits & spread(T.int32(0x7FFFFFFF))) > spread(T.int32(0x7F800000))
+    return T.Select(is_nan, spread(T.float32(0)), real)

@@ -9,10 +9,11 @@ import torch
 import tvm
 
 from planish.backends.target import cpu_features
-from planish.backends.tvm.arithmetic import Arithmetic, NeonFp32, X86Fp32
+from planish.backends.tvm.arithmetic import Arithmetic, Madd, NeonFp32, Sdot, Smull, Vnni, X86Fp32
 from planish.backends.tvm.kernels import Spec, pack, prim_func, round_up, signature
 
 FILLER = 1e30  # in padding lanes: whoever reads them gives a wrong result
+FILLER_BYTE = 101
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,26 @@ def machines(cores: int = 1) -> dict[str, Machine]:
     return found or {"sse": Machine(X86Fp32(4, 16, cores), "x86-64")}
 
 
+# For each integer arithmetic what a processor must have, and how LLVM is told.
+_INTEGER_MACHINES = {
+    "madd, 8 lanes": ("avx2", Madd(8, 16), "haswell", ()),
+    "madd, 16 lanes": ("avx512bw", Madd(16, 32), "skylake-avx512", ("-prefer-256-bit",)),
+    "vnni, 8 lanes": ("avx_vnni", Vnni(8, 16), "haswell", ("+avxvnni",)),
+    "vnni, 16 lanes": ("avx512_vnni", Vnni(16, 32), "skylake-avx512", ("-prefer-256-bit", "+avx512vnni")),
+    "smull": ("asimd", Smull(4, 32), "generic", ()),
+    "sdot": ("asimddp", Sdot(4, 32), "generic", ("+dotprod",)),
+}
+
+
+def integer_machines() -> dict[str, Machine]:
+    """The ways in which this processor multiplies integers."""
+    return {
+        name: Machine(arithmetic, cpu, features)
+        for name, (needs, arithmetic, cpu, features) in _INTEGER_MACHINES.items()
+        if needs in cpu_features()
+    }
+
+
 class Runner:
     """Runs specs on one machine."""
 
@@ -55,17 +76,19 @@ class Runner:
     def packed(self, x: torch.Tensor) -> np.ndarray:
         """NCHW -> NHWCp with filler in the padding lanes."""
         n, c, h, w = x.shape
-        array = np.full((n, h, w, round_up(c, self.arithmetic.lanes)), FILLER, np.float32)
-        array[..., :c] = x.permute(0, 2, 3, 1).numpy()
+        values = x.permute(0, 2, 3, 1).numpy()
+        filler = FILLER if values.dtype == np.float32 else FILLER_BYTE
+        array = np.full((n, h, w, round_up(c, self.arithmetic.lanes)), filler, values.dtype)
+        array[..., :c] = values
         return array
 
     def call(
         self, spec: Spec, inputs: list[np.ndarray], weights: tuple = (), residual: np.ndarray | None = None
     ) -> np.ndarray:
-        """The kernel's raw output for raw arrays; shapes are checked against the signature."""
+        """The kernel's raw output for raw arrays; shapes and dtypes are checked against the signature."""
         batch = inputs[0].shape[0]
         shapes = signature(spec, self.arithmetic)
-        arrays = pack(spec, self.arithmetic, *[w if w is None else w.numpy() for w in weights])
+        arrays = pack(spec, self.arithmetic, *[w.numpy() if isinstance(w, torch.Tensor) else w for w in weights])
 
         def sized(shape: tuple[int | None, ...]) -> tuple[int, ...]:
             return tuple(batch if s is None else s for s in shape)
@@ -73,8 +96,9 @@ class Runner:
         assert [a.shape for a in inputs] == [sized(s) for s in shapes.inputs]
         assert [a.shape for a in arrays] == [sized(s) for s in shapes.weights]
         assert (residual is None) == (shapes.residual is None)
-        output = np.full(sized(shapes.output), np.nan, np.float32)
+        output = np.full(sized(shapes.output), np.nan if shapes.result == "float32" else FILLER_BYTE, shapes.result)
         given = [*inputs, *arrays, *([] if residual is None else [residual]), output]
+        assert [str(a.dtype) for a in given] == [dtype for _, dtype in shapes.parameters()]
         tensors = [tvm.runtime.tensor(array) for array in given]
         self.compile(spec)["kernel"](*tensors)
         return tensors[-1].numpy()
@@ -99,6 +123,11 @@ def unpacked(array: np.ndarray, channels: int) -> torch.Tensor:
 @pytest.fixture(params=sorted(machines()))
 def runner(request: pytest.FixtureRequest) -> Runner:
     return Runner(machines()[request.param])
+
+
+@pytest.fixture(params=sorted(integer_machines()))
+def integers(request: pytest.FixtureRequest) -> Runner:
+    return Runner(integer_machines()[request.param])
 
 
 @pytest.fixture
