@@ -32,7 +32,7 @@ on {machine}; {versions}{commits}.
   and takes a training step. "3 of 4": one of four parts has nothing to remove between its inputs and outputs.
 - **capture, index, score, cut, proof, run**: seconds of processor time, one thread, a fresh process. *index* is the
   index graph; *score* everything else in the pass (groups, importance, selection, costs before and after, checks);
-  *prune* is index + score + cut: all but the proof.
+  *prune* is index + score + cut: all but the proof. The garbage that capture leaves is collected before it starts.
 - **peak**: the most memory in use from before the index graph to after the cut, the weights included, as a multiple of
   the weights: resident set, so tensors, arrays and Python objects alike. The second figure is what was needed on top of
   the weights, in MB: for small models it is a constant that no weights stand beside.

@@ -88,3 +88,28 @@ def test_propagating_again_keeps_every_type():
     assert str(graph) == before
     shapes.propagate(graph.module, graph.inputs)
     assert str(graph) == before
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1)])
+def test_a_resized_type_is_the_one_that_torch_makes(order):
+    graph = planish.capture(nn.Conv2d(3, 4, 3).eval(), (torch.randn(1, 3, 8, 8),))
+    value = graph.calls("conv2d")[0].meta["val"]
+    batch = value.shape[0]
+    for extents in ((batch, 7, 5, 6), (2 * batch, 1, 5, 6), (3, 7, 5, 6)):
+        with value.fake_mode:
+            expected = torch.empty_permuted(extents, order)
+        found = shapes.resized(value, extents, order)
+        for of in (torch.Tensor.size, torch.Tensor.stride, shapes.memory_order):
+            assert str(of(found)) == str(of(expected))
+        assert (found.dtype, found.device, found.fake_mode) == (expected.dtype, expected.device, expected.fake_mode)
+        assert not found.requires_grad and not found._is_view()
+
+
+@pytest.mark.parametrize("tensor", [torch.ones(3, 4).t(), torch.tensor(2), nn.Parameter(torch.ones(2, 3), False)])
+def test_a_fake_weight_is_the_one_that_torch_makes(tensor):
+    graph = planish.capture(nn.Linear(3, 4).eval(), (torch.randn(1, 3),))
+    node = graph.calls("linear")[0]
+    found, expected = shapes.fake_like(node, tensor), node.meta["val"].fake_mode.from_tensor(tensor, static_shapes=True)
+    for of in (torch.Tensor.size, torch.Tensor.stride, lambda t: (t.dtype, t.device, t.requires_grad, t.is_leaf)):
+        assert of(found) == of(expected)
+    assert isinstance(found, nn.Parameter) == isinstance(tensor, nn.Parameter)
