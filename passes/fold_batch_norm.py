@@ -51,8 +51,7 @@ class FoldBatchNorm(Pass):
             elif ctx.fuel.take():
                 _apply(graph, fold)
                 changed += 1
-        if changed:
-            rewrite.finish(graph)
+        (rewrite.finish if changed else rewrite.tidy)(graph)  # a graph fresh from capture may hold unread weights
         withheld = self.provides if changed < len(norms) else frozenset()
         return Result(changed, tuple(skipped), withheld=withheld)
 

@@ -13,7 +13,7 @@ from ..ir.graph import Graph
 from ..ir.shapes import TensorSpec
 from ..ir.verify import has_nan, verify
 from .base import Context, Pass, Result
-from .pipeline_text import parse, parse_toml, to_toml
+from .pipeline_text import load_all, parse, parse_toml, to_toml
 from .sparsity import check_zeros, masks
 
 # What a model gets when no recipe is given: nothing that changes its answers.
@@ -133,6 +133,7 @@ class Pipeline:
     def _advice(self, wanted: str, position: int) -> str:
         from .base import REGISTRY
 
+        load_all()
         later = [p.name for p in self.passes[position:] if wanted in p.provides]
         if later:
             return f"put '{later[0]}' before it"

@@ -51,7 +51,7 @@ class LowerIntegers(Pass):
         rewrite.finish(graph)
         skipped = tuple(lowering.skipped.values())
         if not (lowering.quantizers or skipped):
-            skipped = (Skip("the graph", "it has no quantizers; nothing in it computes in integers"),)
+            skipped = (Skip("the graph", "no activation is quantized; nothing computes in integers"),)
         return Result(lowering.changed, skipped, _details(graph))
 
 

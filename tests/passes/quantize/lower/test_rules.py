@@ -110,6 +110,13 @@ MAPS = {
         lambda m, x: m.other(excited(m, m.conv(x))),
         [*CONV, "sum_int32", "requantize", *CONV, "lookup_int8", "mul_int32", "requantize"],
     ),
+    "matmul": (
+        lambda m, x: m.conv(m.conv(x) @ m.other(x).transpose(2, 3)),
+        [*CONV, *CONV, "transpose", "matmul_int32", "requantize"],
+    ),
+    "matmul with itself": (
+        lambda m, x: m.conv((lambda y: y @ y)(m.conv(x))), [*CONV, "matmul_int32", "requantize"],
+    ),
     "concat": (lambda m, x: m.other(torch.cat([m.conv(x), x], 2)), [*CONV, "cat"]),
     "stack": (lambda m, x: m.other(torch.stack([m.conv(x), x], 2).flatten(2, 3)), [*CONV, "stack", "flatten"]),
     "a value read twice": (lambda m, x: m.other(torch.relu(m.conv(x)) + m.conv(x)), None),
@@ -117,7 +124,7 @@ MAPS = {
     "no bias": (lambda m, x: m.other(functional.conv2d(x, m.conv.weight)), CONV),
     "same padding": (lambda m, x: m.other(functional.conv2d(x, m.conv.weight, padding="same")), CONV),
     "valid padding": (lambda m, x: m.other(functional.conv2d(x, m.conv.weight, padding="valid")), CONV),
-}
+}  # fmt: skip
 
 
 def excited(m, y):
