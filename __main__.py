@@ -25,7 +25,8 @@ app = typer.Typer(
 PIXELS = "One number or one per channel. Default: ImageNet's."
 JSON = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 ModelSpec = Annotated[
-    str, typer.Argument(metavar="MODEL", help="file.py:function, package.module:function, x.pt2 or a saved graph.")
+    str,
+    typer.Argument(metavar="MODEL", help="file.py:function, package.module:function, x.pt2, x.onnx or a saved graph."),
 ]
 ArgsSpec = Annotated[
     str | None,
@@ -82,6 +83,10 @@ def compile_model(
     onnx: Annotated[
         str | None, typer.Option("--onnx", metavar="FILE", help="Write the thinned model as ONNX too.")
     ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option("--for", metavar="RUNTIME", help="Of the ONNX file: onnxruntime-x86, onnxruntime-arm, openvino."),
+    ] = None,
     batch: Annotated[
         str | None, typer.Option("--batch", metavar="N|dynamic", help="Batch of the code. Default: the example's.")
     ] = None,
@@ -93,7 +98,7 @@ def compile_model(
     """Make a model thin, compile it for a machine, and write a bundle."""
     from .compiling import Order, compile_view
 
-    return compile_view(Order(model, args, recipe, target, data, mean, std, output, onnx, batch, seed, fuel))
+    return compile_view(Order(model, args, recipe, target, data, mean, std, output, onnx, runtime, batch, seed, fuel))
 
 
 @command("inspect")

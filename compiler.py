@@ -19,6 +19,7 @@ from .ir.specialize import fix_batch
 from .passes.base import Context, Fuel, Pass, no_progress
 from .passes.pipeline import DEFAULT_RECIPE, Pipeline
 from .report import Report
+from .sources import read_graph
 
 
 def compile(
@@ -37,7 +38,7 @@ def compile(
 ) -> "CompiledModel":
     """Make a model thin and compile it for a machine.
 
-    model     nn.Module, ExportedProgram, Graph, or a path to a .pt2 file or saved graph
+    model     nn.Module, ExportedProgram, Graph, or a path to a .pt2 file, an .onnx file or a saved graph
     args      example inputs, needed for an nn.Module: one tensor or a tuple
     recipe    a pipeline: one line of text, a path to a .toml file, or passes
     target    a row of `planish targets`
@@ -57,7 +58,7 @@ def compile(
     clock = Stopwatch(progress)
     if isinstance(model, (str, os.PathLike)):
         path = model
-        model = clock.time("capture", lambda: capture(path))  # a saved graph may have properties
+        model = clock.time("capture", lambda: read_graph(path))  # a saved graph may have properties
     pipeline.check(_known_properties(model), context)
     captured = clock.time("capture", lambda: capture(model, args))
     outcome = clock.time("passes", lambda: pipeline.run(captured, context), shown=False)  # it shows each pass

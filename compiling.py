@@ -35,6 +35,7 @@ class Order:
     std: str | None
     output: str | None
     onnx: str | None
+    runtime: str | None
     batch: str | None
     seed: int
     fuel: int | None
@@ -42,7 +43,7 @@ class Order:
 
 def compile_view(order: Order) -> View:
     """Compile, write the files, and show the report. Nothing is written before all the work is done."""
-    target, pipeline = Target.get(order.target), Pipeline.parse(order.recipe or DEFAULT_RECIPE)
+    target, pipeline = Target.get(order.target), pipeline_of(order)
     batch = batch_of(order.batch)
     samples = samples_of(order)
     refuse_missing_data(pipeline, samples)
@@ -72,6 +73,18 @@ def compile_view(order: Order) -> View:
         with bars.step("write"):
             written = write(compiled, bundle, Path(order.onnx) if order.onnx else None)
     return View({**compiled.report.as_dict(), "written": written}, spaced(compiled.report, _written_text(written)))
+
+
+def pipeline_of(order: Order) -> Pipeline:
+    """The recipe, for the runtime of the ONNX file where one is named."""
+    pipeline = Pipeline.parse(order.recipe or DEFAULT_RECIPE)
+    if order.runtime is None:
+        return pipeline
+    if order.onnx is None:
+        raise UsageError("--for", f"'{order.runtime}' runs ONNX files, and none is written", "add --onnx FILE")
+    from .backends.onnx import for_runtime
+
+    return for_runtime(pipeline, order.runtime)
 
 
 def write(compiled: CompiledModel, bundle: Path, onnx: Path | None) -> dict[str, int]:

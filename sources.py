@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import importlib.util
+import os
 import re
 import sys
 import traceback
@@ -19,7 +20,7 @@ from .ir.capture import Source, capture
 from .ir.errors import PlanishError, UsageError, first_line
 from .ir.graph import Graph
 
-MODEL_FORMS = "expected file.py:function, package.module:function, a .pt2 file or a saved graph"
+MODEL_FORMS = "expected file.py:function, package.module:function, a .pt2 or .onnx file, or a saved graph"
 _DTYPES = {
     "f16": torch.float16, "f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "b1": torch.bool,
     "i8": torch.int8, "u8": torch.uint8, "i16": torch.int16, "i32": torch.int32, "i64": torch.int64,
@@ -72,9 +73,16 @@ def load_model(spec: str, args: str | None = None) -> NamedModel:
         raise UsageError("model", f"there is no file '{spec}'", MODEL_FORMS)
     if path.suffix == ".py":
         raise UsageError("model", f"'{spec}' names no function", f"expected {spec}:function", functions_of(path))
-    if path.suffix == ".onnx":
-        raise UsageError("model", f"'{spec}' is an ONNX file, which this version only writes", MODEL_FORMS)
-    return NamedModel(path.stem, capture(path), given)
+    return NamedModel(path.stem, read_graph(path), given)
+
+
+def read_graph(path: str | os.PathLike) -> Graph:
+    """The Graph in a .pt2 file, a saved graph or an ONNX file. Raises UsageError for anything else."""
+    if Path(path).suffix == ".onnx":
+        from .backends.onnx import import_onnx  # onnxruntime takes its time to load
+
+        return import_onnx(path)
+    return capture(path)
 
 
 def from_function(function: Function) -> NamedModel:

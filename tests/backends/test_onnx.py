@@ -8,8 +8,7 @@ import torch
 from models import EXAMPLES
 from torch import nn
 
-from planish.backends import onnx as backend
-from planish.backends.onnx import export_onnx
+from planish.backends.onnx import export, export_onnx
 from planish.ir.capture import capture
 from planish.ir.errors import BuildError, UsageError
 from planish.passes.base import Context
@@ -104,13 +103,13 @@ def test_an_op_that_onnx_lacks_is_named_with_its_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_quantized_graph_is_refused(tmp_path):
+def test_a_graph_with_fake_quantizers_is_refused(tmp_path):
     graph = graph_of(lambda m, x: m.linear(x))
     graph = Pipeline.parse("insert-fake-quant, calibrate").run(graph, Context(data=torch.randn(8, 4))).graph
     with pytest.raises(BuildError) as error:
         export_onnx(graph, tmp_path / "model.onnx")
     assert "onnx: the graph holds 2 quantizers" in str(error.value)
-    assert "integer ONNX export is not supported in this version; export the float graph." in str(error.value)
+    assert "a file holds integers, not floats like them; add lower-integers." in str(error.value)
 
 
 def test_a_wrong_opset_is_refused(tmp_path):
@@ -166,14 +165,14 @@ def test_constants_that_onnxsim_would_unpack_stay_packed(tmp_path):
 
 def test_a_growing_file_is_an_error(tmp_path, monkeypatch):
     """The exporter's own fault: 4 MB beside 80 bytes of weights, and no simplification to drop them."""
-    convert = backend._convert
+    convert = export.convert
 
     def faulty(*args):
         model = convert(*args)
         model.graph.initializer.append(onnx.numpy_helper.from_array(torch.zeros(1_000_000).numpy(), "spare"))
         return model
 
-    monkeypatch.setattr(backend, "_convert", faulty)
+    monkeypatch.setattr(export, "convert", faulty)
     monkeypatch.setattr(onnxsim, "simplify", lambda model: (model, True))
     with pytest.raises(BuildError, match=r"onnx: the file would have 4,000,.* bytes for 80 bytes of weights"):
         export_onnx(graph_of(lambda m, x: m.linear(x)), tmp_path / "model.onnx")
@@ -183,7 +182,7 @@ def test_a_growing_file_is_an_error(tmp_path, monkeypatch):
 def test_outputs_that_differ_are_an_error(tmp_path, monkeypatch):
     """The exporter's own fault: a weight is changed between export and comparison."""
     graph = graph_of(lambda m, x: m.linear(x))
-    convert = backend._convert
+    convert = export.convert
 
     def faulty(*args):
         model = convert(*args)
@@ -191,7 +190,7 @@ def test_outputs_that_differ_are_an_error(tmp_path, monkeypatch):
         weight.CopyFrom(onnx.numpy_helper.from_array(torch.ones(tuple(weight.dims)).numpy(), weight.name))
         return model
 
-    monkeypatch.setattr(backend, "_convert", faulty)
+    monkeypatch.setattr(export, "convert", faulty)
     with pytest.raises(BuildError, match=r"output 'linear' differs from PyTorch by .* at batch 1; at most 0\.0001"):
         export_onnx(graph, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
