@@ -19,22 +19,20 @@ class Grid:
     zero_point: int
     low: int
     high: int
+    dtype: torch.dtype
 
     @staticmethod
     def of(graph: Graph, quantizer: fx.Node) -> "Grid":
         """The grid of a calibrated activation quantizer."""
         call = arguments(quantizer)
         scale, zero_point = graph.weight(call.scale), graph.weight(call.zero_point)
-        return Grid(float(scale), int(zero_point), call.quant_min, call.quant_max)
+        dtype = torch.uint8 if call.quant_min >= 0 else torch.int8  # of the quantizer: a clip may raise the low end
+        return Grid(float(scale), int(zero_point), call.quant_min, call.quant_max, dtype)
 
     @property
     def fits_8_bits(self) -> bool:
         info = torch.iinfo(self.dtype)
         return info.min <= self.low and self.high <= info.max
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.uint8 if self.low >= 0 else torch.int8
 
     @property
     def widest(self) -> int:
