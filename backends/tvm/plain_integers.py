@@ -17,6 +17,7 @@ import torch
 from torch import fx
 from tvm import relax
 
+from ...ir.integers.resizing import ONE
 from ...ir.ops import arguments, op_name
 from .storage import BYTES
 
@@ -134,6 +135,37 @@ def _linear(emitter: Emitter, node: fx.Node) -> relax.Expr:
     return relax.op.add(product, emitter.constant(emitter.array(call.bias)))
 
 
+def _nearest(emitter: Emitter, node: fx.Node) -> relax.Expr:
+    call = arguments(node)
+    return _taken(emitter, _taken(emitter, emitter.values[call.q], call.rows, 2), call.columns, 3)
+
+
+def _bilinear(emitter: Emitter, node: fx.Node) -> relax.Expr:
+    call = arguments(node)
+    height, width = (int(extent) for extent in call.q.meta["val"].shape[2:])
+    lines = _mixed(emitter, _centered(emitter, call.q, call.zero_point), (call.rows, call.row_weights), 2, height)
+    return _mixed(emitter, lines, (call.columns, call.column_weights), 3, width)
+
+
+def _mixed(emitter: Emitter, values: relax.Expr, tables: tuple[fx.Node, fx.Node], axis: int, extent: int) -> relax.Expr:
+    """Neighbours along an axis, each times its weight."""
+    positions, weights = (emitter.array(table) for table in tables)
+    shape = [-1 if dim == axis else 1 for dim in range(4)]
+    sides = (positions, ONE - weights), (np.minimum(positions + 1, extent - 1), weights)
+    taken = (
+        relax.op.multiply(
+            relax.op.take(values, emitter.constant(place.astype(np.int32)), axis, mode="clip"),
+            emitter.constant(weight.astype(np.int32).reshape(shape)),
+        )
+        for place, weight in sides
+    )
+    return relax.op.add(*taken)
+
+
+def _taken(emitter: Emitter, value: relax.Expr, positions: fx.Node, axis: int) -> relax.Expr:
+    return relax.op.take(value, emitter.constant(emitter.array(positions)), axis, mode="clip")
+
+
 def _pad(emitter: Emitter, node: fx.Node) -> relax.Expr:
     """Padding with a number, which is an integer of the graph."""
     call = arguments(node)
@@ -141,7 +173,7 @@ def _pad(emitter: Emitter, node: fx.Node) -> relax.Expr:
     padded = [side for i in range(len(call.pad) - 2, -1, -2) for side in call.pad[i : i + 2]]  # last dim first
     sides = [0] * (2 * rank - len(padded)) + padded
     dtype = call.self.meta["val"].dtype
-    value = relax.const(int(call.value or 0) + emitter.storage.shift(dtype), emitter.storage.of(dtype))
+    value = float(int(call.value or 0) + emitter.storage.shift(dtype))
     return relax.op.nn.pad(emitter.values[call.self], sides, pad_value=value)
 
 
@@ -197,6 +229,8 @@ RULES: dict[str, Callable[[Emitter, fx.Node], relax.Expr]] = {
     "conv_int32": _conv,
     "conv_transpose_int32": _conv_transpose,
     "linear_int32": _linear,
+    "upsample_nearest2d_int8": _nearest,
+    "upsample_bilinear2d_int32": _bilinear,
     **dict.fromkeys(PADS, _pad),
 }
 # Integer ops of the graph, that nobody else could take.
