@@ -31,6 +31,7 @@ class KeepAccuracy(Pass):
 
     name: ClassVar[str] = "keep-accuracy"
     requires: ClassVar[frozenset[str]] = frozenset({"calibrated"})
+    refuses: ClassVar[frozenset[str]] = frozenset({"weights-rounded", "bias-corrected"})  # there is no float model left
     needs: ClassVar[frozenset[str]] = frozenset({"data", "evaluate"})
 
     drop: float = 0.01

@@ -29,6 +29,7 @@ class QuantizeSensitivity(Pass):
 
     name: ClassVar[str] = "quantize-sensitivity"
     requires: ClassVar[frozenset[str]] = frozenset({"calibrated"})
+    refuses: ClassVar[frozenset[str]] = frozenset({"weights-rounded", "bias-corrected"})  # there is no float model left
 
     bits: tuple[int, ...] = (8, 4)
     """Widths of the weights to measure, each 2 to 8."""

@@ -46,7 +46,7 @@ class RoundWeights(Pass):
     refuses: ClassVar[frozenset[str]] = frozenset({"weights-rounded", "bias-corrected"})
     needs: ClassVar[frozenset[str]] = frozenset({"data"})
 
-    iterations: int = 300
+    iterations: int = 200
     """Steps of learning per layer."""
     rows: int = 8192
     """Positions of the output, over all data, that a layer learns from; fewer where they would take over 256 MiB."""

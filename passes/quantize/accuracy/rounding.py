@@ -25,8 +25,8 @@ class Budget:
     pressure    weight of the regularizer against an error of 1, that of rounding to nearest
     """
 
-    iterations: int = 300
-    batch: int = 512
+    iterations: int = 200
+    batch: int = 256
     rate: float = 0.1
     pressure: float = 1.0
 
