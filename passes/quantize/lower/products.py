@@ -1,7 +1,7 @@
 """Convolutions and linear layers: their weights and biases as integers, their sums in int32."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -82,7 +82,7 @@ def find(graph: Graph, node: fx.Node, source: Quantized | None, behind: Affine |
         bias = bias.double() * behind.factor + behind.offset
         size, sign = _size_and_sign(behind.factor, bias.abs() / (source.grid.scale * scale.double()))
         grouped, outputs, _ = by_group(node, weight)
-        weight = (grouped * along(sign, grouped, outputs)).reshape(weight.shape)
+        weight = (grouped * along(sign.float(), grouped, outputs)).reshape(weight.shape)
         scale = (scale.double() * size).float()
     axis = -1 if op_name(node) == "linear" else node.meta["val"].ndim - weight.ndim + 1
     return bounded(Product(node, source, op, options, layer, weight, scale, bias, axis))
@@ -100,7 +100,7 @@ def _size_and_sign(factor: torch.Tensor, biases: torch.Tensor) -> tuple[torch.Te
 
 
 def bounded(product: Product) -> Product | str:
-    """A product whose sums stay in int32, given one with float64 weights, the weights' own scales and a float bias."""
+    """A product whose sums stay in int32, given one with float weights (in steps), their own scales, a float bias."""
     grid = product.source.grid
     scale = torch.tensor(grid.scale, dtype=torch.float32) * product.scale
     if not bool(torch.isfinite(scale).all()):
@@ -108,8 +108,7 @@ def bounded(product: Product) -> Product | str:
     bias = torch.round(product.bias.double() / scale.double())
     if (most := _largest_sum(product, bias)) > INT32_MAX:
         return f"its sums can reach {most:.2g}, more than int32 holds"
-    integers = {"weight": product.weight.to(torch.int8), "bias": bias.to(torch.int32)}
-    return Product(**{**product.__dict__, **integers, "scale": scale})
+    return replace(product, weight=product.weight.to(torch.int8), bias=bias.to(torch.int32), scale=scale)
 
 
 def emit(emitter: Emitter, product: Product) -> fx.Node:
@@ -122,13 +121,13 @@ def emit(emitter: Emitter, product: Product) -> fx.Node:
 
 
 def _integers(graph: Graph, quantizer: fx.Node) -> torch.Tensor:
-    """The weight in float64 steps, rounded as the fake quantizer rounds."""
+    """The weight in float32 steps, rounded as the fake quantizer rounds: exact, for they are small numbers."""
     call = arguments(quantizer)
     weight, scale, zero_point = (graph.weight(n).detach() for n in (call.self, call.scale, call.zero_point))
     ends = call.axis, call.quant_min, call.quant_max
     rounded = torch.fake_quantize_per_channel_affine(weight, scale, zero_point, *ends)
     shape = [-1 if dim == call.axis else 1 for dim in range(rounded.ndim)]
-    return torch.round(rounded.double() / scale.double().reshape(shape))
+    return rounded.div_(scale.reshape(shape)).round_()
 
 
 def _largest_sum(product: Product, bias: torch.Tensor) -> float:
@@ -136,9 +135,8 @@ def _largest_sum(product: Product, bias: torch.Tensor) -> float:
     weight = product.weight.abs()
     if op_name(product.node) in TRANSPOSED_CONVS:  # [in, out / groups, ...]: a group's inputs add to all its outputs
         groups = arguments(product.node).groups
-        total = weight.reshape(groups, -1, *weight.shape[1:]).sum(1).flatten(2).sum(2).flatten()
-    else:
-        total = weight.flatten(1).sum(1)
+        weight = weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
+    total = weight.flatten(1).sum(1, dtype=torch.float64)
     return float((total * product.source.grid.widest + bias.abs()).max())
 
 

@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from integer_arithmetic import DTYPES, check_inference, requantize
 
@@ -59,6 +59,7 @@ def test_quantize_of_nan_and_infinity(dtype, position):
         assert OPS.quantize(x, 0.1, zero, zero - 1, zero + 2, dtype).tolist() == [zero, zero + 2, zero - 1]
 
 
+@settings(max_examples=50)
 @given(st.floats(min_value=2.0**-60, max_value=2.0**60), dtypes, positions)
 def test_dequantize_is_exact_for_the_scales_of_calibration(scale, dtype, position):
     scale, zero = short(scale, 255), zero_point(dtype, position)
@@ -73,6 +74,7 @@ sums = st.one_of(st.integers(-(2**31) + 1, 2**31 - 1), st.integers(-1000, 1000),
 multipliers = st.floats(min_value=2.0**-100, max_value=2.0**30, width=32)
 
 
+@settings(max_examples=50)
 @given(st.lists(sums, min_size=6, max_size=6), st.lists(multipliers, min_size=3, max_size=3), dtypes, positions)
 @example([1, 3, 5, -1, -3, -5], [0.5, 0.5, 0.5], torch.int8, "middle")  # halves go to even
 @example([2**31 - 1, 2**24 + 1, 2**24 + 3, 0, -1, 1 - 2**31], [2.0**-24, 2.0**30, 2.0**-100], torch.uint8, "high")
@@ -100,6 +102,7 @@ def test_requantize_is_within_half_a_step_of_the_exact_product(acc, multiplier):
         assert abs(level - clipped) <= Fraction(1, 2) + abs(exact) * Fraction(1, 2**23)
 
 
+@settings(max_examples=50)
 @given(st.lists(sums, min_size=6, max_size=6), st.lists(multipliers, min_size=3, max_size=3))
 def test_dequantize_int32(acc, scale):
     values, scales = np.array(acc, np.int32).reshape(2, 3), np.array(scale, np.float32)

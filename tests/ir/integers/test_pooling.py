@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from integer_arithmetic import DTYPES, check_inference, conv, random_integers
 
@@ -12,6 +12,7 @@ dtypes = st.sampled_from([*DTYPES])
 seeds = st.integers(0, 2**32 - 1)
 
 
+@settings(max_examples=50)
 @given(
     st.lists(st.integers(1, 4), min_size=2, max_size=2),
     st.lists(st.integers(1, 3), min_size=2, max_size=2),
@@ -33,6 +34,7 @@ def test_sum_pool2d_int32(kernel, stride, padded, more, dtype, part, seed):
     np.testing.assert_array_equal(got.numpy(), expected)
 
 
+@settings(max_examples=50)
 @given(st.sets(st.integers(-3, -1), min_size=1), st.booleans(), dtypes, st.sampled_from([0.0, 0.4, 1.0]), seeds)
 def test_sum_int32(dims, keepdim, dtype, part, seed):
     low, high = DTYPES[dtype]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from integer_arithmetic import DTYPES, check_inference, conv, conv_transpose, random_integers
 
@@ -81,6 +81,7 @@ def test_conv_transpose_int32(case, extra, dtype, kind, which, seed):
     np.testing.assert_array_equal(got.numpy(), expected)
 
 
+@settings(max_examples=40)
 @given(
     st.lists(st.integers(2, 3), min_size=1, max_size=3),
     st.integers(1, 40),
@@ -100,6 +101,7 @@ def test_linear_int32(leading, inputs, outputs, dtype, kind, which, seed):
     np.testing.assert_array_equal(got.numpy(), expected)
 
 
+@settings(max_examples=40)
 @given(st.integers(1, 6), st.integers(1, 30), st.integers(1, 6), dtypes, kinds, zeros, zeros, seeds)
 def test_matmul_int32(rows, depth, columns, dtype, kind, left_zero, right_zero, seed):
     left = random_integers(seed, (2, 3, rows, depth), dtype, kind)
@@ -111,6 +113,7 @@ def test_matmul_int32(rows, depth, columns, dtype, kind, left_zero, right_zero, 
     np.testing.assert_array_equal(got.numpy(), np.einsum("bhij,hjk->bhik", *values))
 
 
+@settings(max_examples=40)
 @given(dtypes, kinds, zeros, zeros, seeds)
 def test_mul_int32_by_one_factor_a_channel(dtype, kind, left_zero, right_zero, seed):
     """The last product of squeeze and excitation: [N, C, H, W] by [N, C, 1, 1]."""

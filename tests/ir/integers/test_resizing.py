@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from integer_arithmetic import DTYPES, check_inference, random_integers
 
@@ -18,6 +18,7 @@ def tables(generator: np.random.Generator, have: int, wanted: int) -> tuple[np.n
     return generator.integers(0, have, wanted), generator.choice([0, 1, 700, 1024, 2047], wanted)
 
 
+@settings(max_examples=50)
 @given(sizes, sizes, sizes, sizes, dtypes, seeds)
 def test_upsample_nearest2d_int8(height, width, out_height, out_width, dtype, seed):
     q = random_integers(seed, (2, 3, height, width), dtype)
@@ -30,6 +31,7 @@ def test_upsample_nearest2d_int8(height, width, out_height, out_width, dtype, se
         assert torch.equal(got[:, :, i, j], q[:, :, rows[i], columns[j]])
 
 
+@settings(max_examples=50)
 @given(sizes, sizes, sizes, sizes, dtypes, st.sampled_from([0.0, 0.4, 1.0]), st.sampled_from(["all", "ends"]), seeds)
 def test_upsample_bilinear2d_int32(height, width, out_height, out_width, dtype, part, kind, seed):
     low, high = DTYPES[dtype]
