@@ -1,6 +1,6 @@
 """calibrate: run data through the graph once and set the scale of every quantizer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import fx
@@ -9,7 +9,7 @@ from ...ir import rewrite
 from ...ir.errors import UsageError
 from ...ir.graph import Graph
 from ...ir.ops import arguments
-from ..base import Context, Pass, Result
+from ..base import Context, Pass, Result, Skip
 from ..pipeline_text import did_you_mean
 from .collect import Collected, collect, refuse_broken_weights, scale_name
 from .noise import signal_to_noise
@@ -18,8 +18,14 @@ from .observers.weights import WEIGHT_OBSERVERS
 from .placement import ACTIVATION_QUANTIZER, WEIGHT_QUANTIZER
 from .scales import Levels
 from .settings import Settings
+from .synthesis import synthesise
 
-_DATA = ("loader", None)
+_DATA = ("loader", "synthesised", None)
+_SAMPLES = 32
+_SYNTHESISED = (
+    "no data was used: activations were observed on images synthesised from batch-norm statistics, which are no "
+    "substitute for real ones; check the accuracy"
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Calibrate(Pass):
     before:  fake_quantize(%x, x.activation_scale = inf, ...)
     after:   fake_quantize(%x, x.activation_scale = 0.0187, ...)
     skips:   an activation that is zero, or without elements, in all the data; an activation so small that its scale is
-             raised to the least one; weight channels that met the floor of their scale
+             raised to the least one; weight channels that met the floor of their scale; synthesised data
 
     The data runs once, through the float model (quantizers are bypassed). The report lists the quantizers, worst first:
     scale, zero point, range, the signal to noise of the quantized model up to it in decibels, and the share of its
@@ -45,8 +51,8 @@ class Calibrate(Pass):
     needs: ClassVar[frozenset[str]] = frozenset({"data"})
 
     data: str | None = "loader"
-    """loader: activations are observed on compile(..., data=loader). none: no data is needed, for weights alone have
-    quantizers."""
+    """loader: activations are observed on compile(..., data=loader). synthesised: on images made up from the statistics
+    of the original model's batch norms, where there are no data. none: weights alone have quantizers."""
     observer: str = "min-max"
     """min-max, moving-average, percentile, histogram, entropy or mean-squared-error."""
     scheme: str = "affine"
@@ -54,7 +60,10 @@ class Calibrate(Pass):
     weight_observer: str = "min-max"
     """min-max or mean-squared-error."""
     samples: int | None = None
-    """How many samples of the data to use; all if none. A loader with fewer is an error."""
+    """How many samples of the data to use; all if none. A loader with fewer is an error. Of synthesised data 32 if
+    none."""
+    iterations: int = 200
+    """For `data=synthesised`: steps of gradient descent on the images."""
     percentile: float = 99.99
     """For `percentile`: per cent of the values inside either end of the range, over 50 up to 100."""
     momentum: float = 0.1
@@ -71,8 +80,9 @@ class Calibrate(Pass):
             if (word := getattr(self, label)) not in known:
                 hint = did_you_mean(str(word), filter(None, known)) or f"known: {', '.join(filter(None, known))}"
                 raise UsageError(self.name, f"unknown {label.replace('_', '-')} '{word}'", hint)
-        if self.samples is not None and self.samples < 1:
-            raise UsageError(self.name, f"'samples' is {self.samples}", "expected 1 or more")
+        for label in ("samples", "iterations"):
+            if (count := getattr(self, label)) is not None and count < 1:
+                raise UsageError(self.name, f"'{label}' is {count}", "expected 1 or more")
         if not 50 < self.percentile <= 100:
             raise UsageError(self.name, f"'percentile' is {self.percentile:g}", "expected over 50 and up to 100")
         if not 0 < self.momentum <= 1:
@@ -93,11 +103,8 @@ class Calibrate(Pass):
         quantizers = graph.calls(ACTIVATION_QUANTIZER)
         histogram = OBSERVERS[self.observer].needs_histogram
         seen = {scale_name(q): Statistics(None, histogram, self.momentum) for q in quantizers}
-        if seen and self.data is None:
-            what = f"'data' is none, but {len(quantizers)} activations have quantizers"
-            raise UsageError(self.name, what, "give data, or set activations=none in insert-fake-quant")
         refuse_broken_weights(graph, self.name)
-        run = collect(graph, ctx, self.name, seen, self.samples) if seen else Collected()
+        run = self._collect(graph, ctx, seen)
         settings = Settings(graph)
         ranges = {name: self._range(quantizers, name, statistics) for name, statistics in seen.items()}
         activations = [
@@ -111,7 +118,10 @@ class Calibrate(Pass):
         for entry in activations:
             entry["snr_db"] = noise[entry["quantizer"]].decibels
             entry["saturated"] = noise[entry["quantizer"]].saturated
+        if seen and self.data == "synthesised":
+            settings.notes.insert(0, Skip("calibrate", _SYNTHESISED))
         details = {
+            "data": self.data or "none",
             "observer": self.observer,
             "batches": run.batches,
             "samples": run.samples,
@@ -120,6 +130,19 @@ class Calibrate(Pass):
             "output_snr_db": output,
         }
         return Result(settings.changed, tuple(settings.notes), details)
+
+    def _collect(self, graph: Graph, ctx: Context, seen: dict[str, Statistics]) -> Collected:
+        if not seen:
+            return Collected()
+        if self.data is None:
+            what = f"'data' is none, but {len(seen)} scales of activations are to be set"
+            raise UsageError(self.name, what, "give data, or set activations=none in insert-fake-quant")
+        if self.data == "loader":
+            return collect(graph, ctx, self.name, seen, self.samples)
+        original = (ctx.original or graph).copy()  # batch norms are folded by now
+        original.eval()
+        images = synthesise(original, self.samples or _SAMPLES, self.iterations, ctx.seed, self.name, ctx.progress)
+        return collect(graph, replace(ctx, data=images), self.name, seen)
 
     def _levels(self, quantizer: fx.Node) -> Levels:
         call = arguments(quantizer)

@@ -221,7 +221,7 @@ def test_groups_of_a_linear_layers_inputs_have_their_own_scales(observer):
 def test_calibrating_without_data_refuses_quantized_activations():
     with pytest.raises(UsageError) as error:
         Pipeline.parse("insert-fake-quant, calibrate{data=none}").run(net())
-    expected = "'data' is none, but 7 activations have quantizers; give data, or set activations=none"
+    expected = "'data' is none, but 7 scales of activations are to be set; give data, or set activations=none"
     assert str(error.value) == f"calibrate: {expected} in insert-fake-quant."
 
 
