@@ -5,6 +5,7 @@ from .canonicalize import Canonicalize
 from .fold_batch_norm import FoldBatchNorm
 from .prune.prune_channels import PruneChannels
 from .prune.sensitivity import Sensitivity
+from .quantize.accuracy.cluster_weights import ClusterWeights
 from .quantize.accuracy.correct_bias import CorrectBias
 from .quantize.accuracy.equalize import Equalize
 from .quantize.accuracy.keep_accuracy import KeepAccuracy
@@ -26,6 +27,7 @@ PASSES: tuple[type[Pass], ...] = (
     Sparsify,
     Finetune,
     PruneGradually,
+    ClusterWeights,
     Equalize,
     Smooth,
     InsertFakeQuant,

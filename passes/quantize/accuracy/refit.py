@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from .rounding import Problem
-from .rows import Rows
+from .rows import Rows, second_moments
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the mean square of a layer's inputs
 STEPS = 8  # where a clip follows; without one the first step is exact
@@ -19,18 +19,18 @@ def refit(problem: Problem, rows: Rows, held_out: Rows) -> Problem:
     Of the ridges, and the weight as it is, that one is taken which foretells the held-out rows best. Least squares with
     an intercept as in He, Zhang and Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017,
     section 3.1; with a clip behind, the residual is that behind the clip, whose slope is at most 1, so that the steps
-    of plain least squares go down.
+    of plain least squares go down. A layer with so many inputs that the equations do not fit gets its bias alone.
     """
     tries = [problem.with_best_bias(problem.weight, rows)]
-    second = _second_moments(rows)
-    if bool(second[:, :-1].any()):
+    products = second_moments(rows)
+    if products is not None and bool(products.any()):
+        second = _with_intercept(products, rows)
         tries += [_solve(problem, rows, second, ridge) for ridge in RIDGES]
     return min(tries, key=lambda found: found.error(found.weight, held_out))
 
 
-def _second_moments(rows: Rows) -> torch.Tensor:
+def _with_intercept(products: torch.Tensor, rows: Rows) -> torch.Tensor:
     """[groups, unknowns + 1, unknowns + 1]: the mean products of a row's numbers, the last of them being 1."""
-    products = (rows.inputs.mT @ rows.inputs).double() / len(rows)
     mean = rows.inputs.double().mean(1)
     edge = torch.cat([mean, torch.ones_like(mean[:, :1])], 1)
     return torch.cat([torch.cat([products, mean[:, None]], 1), edge[:, :, None]], 2)

@@ -13,6 +13,7 @@ from ...layers.side_by_side import SideBySide
 from .reference import Layer
 
 ROWS_BYTES = 2**28  # that the rows of one layer may take
+MOMENTS_BYTES = 2**28  # that the second moments of one layer's inputs may take, in float64
 HELD_OUT = 5  # every fifth sample is kept back to see whether what was learned holds for others
 
 
@@ -34,23 +35,33 @@ class Rows:
         return Rows(self.inputs[:, start:stop], self.wanted[:, start:stop])
 
 
+def second_moments(rows: Rows) -> torch.Tensor | None:
+    """[groups, unknowns, unknowns]: the mean products of the inputs of a row; None where they would not fit."""
+    groups, _, unknowns = rows.inputs.shape
+    if 8 * groups * unknowns**2 > MOMENTS_BYTES:
+        return None
+    return (rows.inputs.mT @ rows.inputs).double() / len(rows)
+
+
 def sample_rows(
     both: SideBySide, layer: Layer, samples: int, limit: int, generator: torch.Generator
 ) -> tuple[Rows, Rows | None]:
-    """About `limit` rows in random order, in equal shares of all samples at random positions; and those held out.
+    """About `limit` rows in random order, in equal shares of samples at random positions; and those held out.
 
-    samples  how many samples the data holds
-    The second part is None where the data are fewer than `HELD_OUT` samples.
+    samples  how many samples the data holds; of more than the bound allows rows, every second, third ... is used
+    The second part is None where fewer than `HELD_OUT` samples are used.
     """
     parts: tuple[list[Rows], list[Rows]] = ([], [])
-    share, seen = 0, 0
+    allowed, seen = _allowed(both.graph, layer, limit), 0
+    share, every = max(1, allowed // max(samples, 1)), -(-samples // allowed)
+    holds = samples // every >= HELD_OUT
     for before, after in both.run_to(layer.twin, layer.product):
         x = both.after.read(after, arguments(layer.product).input)
         wanted = both.before.evaluate(before, layer.twin)
-        share = share or _share(both.graph, layer, samples, limit)
         for number, (one, result) in enumerate(_by_sample(both.graph, layer, x, wanted), start=seen):
-            held = samples >= HELD_OUT and number % HELD_OUT == HELD_OUT - 1
-            parts[held].append(_some(both.graph, layer, one, result, share, generator))
+            if number % every == 0:
+                held = holds and number // every % HELD_OUT == HELD_OUT - 1
+                parts[held].append(_some(both.graph, layer, one, result, share, generator))
         seen += len(x)
     learned, held_out = (_joined(found, generator) if found else None for found in parts)
     assert learned is not None
@@ -61,11 +72,11 @@ def groups_of(product: fx.Node) -> int:
     return arguments(product).groups if op_name(product) in CONVS else 1
 
 
-def _share(graph: Graph, layer: Layer, samples: int, limit: int) -> int:
-    """Rows of one sample, so that those of all meet the bound."""
+def _allowed(graph: Graph, layer: Layer, limit: int) -> int:
+    """How many rows meet both bounds."""
     weight = graph.weight(layer.weight)
     wide = 4 * groups_of(layer.product) * weight[0].numel() + 4 * weight.shape[0]
-    return max(1, min(limit, ROWS_BYTES // wide) // max(samples, 1))
+    return max(1, min(limit, ROWS_BYTES // wide))
 
 
 def _by_sample(

@@ -12,7 +12,7 @@ from ..rules import Role, Roles, data_inputs
 from ..scales import symmetric
 from .reference import Layer
 from .rounding import Problem
-from .rows import Rows
+from .rows import Rows, second_moments
 
 # Shares of the scale that holds the largest weight. With few levels a smaller one, that clips, is often better.
 SHARES = tuple(1 - 0.02 * step for step in range(31))
@@ -22,15 +22,16 @@ def search_scales(graph: Graph, layer: Layer, problem: Problem, rows: Rows) -> P
     """The problem with the scales whose nearest rounding changes the product's output least, in mean square over rows.
 
     The error of a channel is d' H d, with d the change of its weights and H the mean of the inputs' products, so that
-    a try costs no run over the rows. A scale at its floor (a channel of nearly zero weights) stays.
-    Source: section 5 of arXiv:2004.10568 (there over the weights alone).
+    a try costs no run over the rows; where H would not fit it is the unit matrix. A scale at its floor (a channel of
+    nearly zero weights) stays. Source: section 5 of arXiv:2004.10568 (there over the weights alone).
     """
-    second = (rows.inputs.mT @ rows.inputs) / len(rows)
+    second = second_moments(rows)
+    second = second.to(problem.weight) if second is not None else None
     best, least = problem.scale, torch.full_like(problem.scale, torch.inf)
     for share in SHARES:
         tried = replace(problem, scale=_scale(graph, layer, problem, share))
         change = tried.nearest() * tried.scale - problem.weight
-        error = ((change @ second) * change).sum(2, keepdim=True)
+        error = ((change if second is None else change @ second) * change).sum(2, keepdim=True)
         better = error < least
         best, least = torch.where(better, tried.scale, best), torch.where(better, error, least)
     return replace(problem, scale=best)
@@ -39,8 +40,7 @@ def search_scales(graph: Graph, layer: Layer, problem: Problem, rows: Rows) -> P
 def _scale(graph: Graph, layer: Layer, problem: Problem, share: float) -> torch.Tensor:
     """[groups, outputs, 1]: the scale that holds this share of each channel's largest weight, over the floors."""
     largest = problem.weight.abs().amax(2).reshape(-1) * share
-    bias = problem.bias.reshape(-1) if arguments(layer.product).bias is not None else None
-    scale, _ = symmetric(-largest, largest, problem.limit, bias, _input_scale(graph, layer))
+    scale, _ = symmetric(-largest, largest, problem.limit, problem.bias.reshape(-1), _input_scale(graph, layer))
     return scale.reshape(problem.scale.shape)
 
 

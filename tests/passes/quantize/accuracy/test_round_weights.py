@@ -166,6 +166,40 @@ def test_batch_norms_that_are_not_folded_are_part_of_the_layer():
     assert noise(rounded, source, others) < 0.6 * noise(coarse, source, others)
 
 
+def test_scales_are_those_of_the_best_share(coarse):
+    """Against every share, the error computed on the float inputs' own second moments in float64."""
+    data = batches()
+    graph, _ = run("round-weights{iterations=1, rows=100000, refit=false, only=[stem]}", coarse, data)
+    call = next(q for q in coarse.calls("fake_quantize_per_channel_affine") if q.args[0].target == "stem.weight")
+    weight = coarse.weights["stem.weight"].detach().double().flatten(1)
+    # The stem reads the quantized images, of which every fifth is held out.
+    x = torch.cat(data)
+    x = torch.fake_quantize_per_tensor_affine(
+        x, coarse.weights["x.activation_scale"], coarse.weights["x.activation_zero_point"], -128, 127
+    )
+    x = x[[i for i in range(len(x)) if i % 5 != 4]].double()
+    rows = functional.unfold(x, 3, padding=1, stride=2).transpose(1, 2).flatten(0, 1)
+    second = rows.T @ rows / len(rows)
+    best = torch.full((len(weight),), torch.inf, dtype=torch.float64)
+    for step in range(31):
+        scale = (weight.abs().amax(1) * (1 - 0.02 * step) / 7).float().double()
+        change = (weight / scale[:, None]).round().clamp(-7, 7) * scale[:, None] - weight
+        best = torch.minimum(best, ((change @ second) * change).sum(1))
+    scale = graph.weights[str(call.args[1].target)].double()
+    change = (weight / scale[:, None]).round().clamp(-7, 7) * scale[:, None] - weight
+    found = ((change @ second) * change).sum(1)
+    torch.testing.assert_close(found, best, rtol=1e-4, atol=0)  # second moments in float32
+    assert bool((graph.weights["stem.weight_scale"] < coarse.weights["stem.weight_scale"]).any())
+
+
+def test_more_samples_than_rows_are_thinned(coarse):
+    """20 samples and 8 rows: every third sample gives one."""
+    one, result = run("round-weights{iterations=3, rows=8}", coarse, batches())
+    two, _ = run("round-weights{iterations=3, rows=8}", coarse, [torch.cat(batches())])
+    assert result.changed == 4
+    assert torch.equal(one.weights["stem.weight"], two.weights["stem.weight"])  # batches do not matter
+
+
 class Odd(nn.Module):
     def __init__(self):
         super().__init__()

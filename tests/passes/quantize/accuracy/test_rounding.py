@@ -151,3 +151,12 @@ def test_inputs_that_are_all_zero_are_survived():
         assert (
             bool(found.weight.isfinite().all()) and bool(found.bias.isfinite().all()) and bool(levels.isfinite().all())
         )
+
+
+def test_without_room_for_moments_only_the_bias_is_fitted(monkeypatch):
+    problem, clean = problem_and_rows(outputs=2, count=200)
+    noisy = Rows(clean.inputs + normal(*clean.inputs.shape, seed=9), clean.wanted)
+    monkeypatch.setattr("planish.passes.quantize.accuracy.rows.MOMENTS_BYTES", 8)
+    found = refit(problem, noisy.slice(0, 150), noisy.slice(150, 200))
+    assert torch.equal(found.weight, problem.weight)
+    assert not torch.equal(found.bias, problem.bias)
