@@ -83,7 +83,7 @@ class ClusterWeights(Pass):
 
 
 def _clustered(weight: torch.Tensor, clusters: int, rounds: int) -> tuple[torch.Tensor, np.ndarray]:
-    """The weight in the values of its codebook, and the codebook. Zeros, if there are any, have a value of their own."""
+    """The weight in the values of its codebook, and the codebook. Zeros, where any are, have a value of their own."""
     flat = weight.double().cpu().numpy().reshape(-1)
     zero = flat == 0
     rest, count = flat[~zero], clusters - bool(zero.any())
