@@ -88,6 +88,4 @@ def _refuse_quantizers(graph: Graph) -> None:
     quantizers = graph.calls(*SCALE_ARGUMENT)
     if quantizers:
         what = f"the graph holds {len(quantizers)} quantizers, the first at {describe(quantizers[0])}"
-        raise BuildError(
-            "onnx", what, "a file holds integers, not what imitates them", "end the recipe with lower-integers"
-        )
+        raise BuildError("onnx", what, "a file holds integers, not what imitates them", "add lower-integers")

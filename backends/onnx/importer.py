@@ -110,14 +110,21 @@ def import_onnx(path: str | os.PathLike) -> Graph:
     model = _load(path)
     module = OnnxModule(model).eval()
     examples, is_dynamic = _examples(model, module._inputs, name)
+    graph = _capture(module, examples, is_dynamic, name)
+    _compare(graph, path, examples, name)
+    return graph
+
+
+def _capture(module: OnnxModule, examples: tuple[torch.Tensor, ...], is_dynamic: bool, name: str) -> Graph:
+    """With an open batch where the module allows that."""
     try:
-        graph = capture(module, examples, dynamic_batch=is_dynamic)
+        return capture(module, examples, dynamic_batch=is_dynamic)
     except CaptureError:
+        if is_dynamic:
+            return _capture(module, examples, False, name)
         raise
     except Exception as error:
         raise CaptureError(name, f"PyTorch cannot run it: {first_line(error)}") from error
-    _compare(graph, path, examples, name)
-    return graph
 
 
 def _load(path: str | os.PathLike) -> onnx.ModelProto:

@@ -13,7 +13,8 @@ weight's scale is its product's multiplier. That is exact in two ways:
   contract. It needs no kernel. Sums and products of two activations are written so, for onnxruntime's kernels of these
   add the zero point before they round, and on ARM round ties away from zero.
 
-Ops that only move numbers stand between a DequantizeLinear and a QuantizeLinear too; tables are read by integers.
+Ops that only move numbers stand between a DequantizeLinear and a QuantizeLinear too. Tables are read by integers, and
+padding is done on them.
 """
 
 from collections.abc import Callable
@@ -32,7 +33,7 @@ from .writer import Writer
 
 _aten = torch.ops.aten
 _NAMESPACE = "planish::"
-_FILLED = ("pad", "constant_pad_nd")
+_PADS = ("pad", "constant_pad_nd")
 
 
 def is_integer_op(node: fx.Node) -> bool:
@@ -89,12 +90,12 @@ class _Rewriting:
         if node.op == "output":
             for read in reads:
                 node.replace_input_with(read, self.writer.stored(read))
+        elif op_name(node) in _PADS:  # which runtimes do on integers only where they are told so
+            args, kwargs = fx.map_arg((node.args, node.kwargs), self.writer.stored_or_itself)
+            self.writer.store_integers(node, self.writer.call(node.target, *args, **kwargs))
         elif isinstance(node.meta["val"], (torch.Tensor, tuple, list)):
             args, kwargs = fx.map_arg((node.args, node.kwargs), self.writer.value_or_itself)
-            value = self.writer.call(node.target, *args, **kwargs)
-            if op_name(node) in _FILLED and arguments(node).value:  # with the zero point, whose float value is zero
-                rewrite.set_argument(self.graph, value, "value", 0)
-            self.writer.moved(node, value)
+            self.writer.moved(node, self.writer.call(node.target, *args, **kwargs))
         else:
             for read in reads:
                 node.replace_input_with(read, self.writer.value(read))

@@ -74,6 +74,9 @@ class Writer:
     def value_or_itself(self, node: fx.Node) -> fx.Node:
         return self._values.get(node, node)
 
+    def stored_or_itself(self, node: fx.Node) -> fx.Node:
+        return self.stored(node) if self.knows(node) else node
+
     def stored(self, integers: fx.Node) -> fx.Node:
         """The 8-bit integers themselves."""
         if integers not in self._stored:
