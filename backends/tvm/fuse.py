@@ -10,7 +10,7 @@ from torch import fx
 
 from ...ir.graph import Graph
 from ...ir.ops import arguments, is_op, only_user, op_name
-from .fuse_integers import IntegerSum, integer_sums
+from .fuse_integers import IntegerPair, IntegerSum, integer_kernels
 from .kernels import ACTIVATIONS, Epilogue, Window
 
 
@@ -50,7 +50,7 @@ class Pair:
 class Plan:
     """kernels: result node -> what computes it; absorbed: nodes that no longer have a value of their own."""
 
-    kernels: dict[fx.Node, Product | Pair | IntegerSum]
+    kernels: dict[fx.Node, Product | Pair | IntegerSum | IntegerPair]
     absorbed: frozenset[fx.Node]
 
 
@@ -67,9 +67,9 @@ def plan(graph: Graph) -> Plan:
     pads = {pad for product in products.values() if (pad := zero_pad(product.node))}
     absorbed = claimed - set(products) | {pair.expand.result for pair in pairs.values()} | pads
     alone = {result: p for result, p in products.items() if result not in absorbed}
-    sums = integer_sums(graph)
-    inner = {node for kernel in sums.values() for node in kernel.nodes()} - set(sums)
-    return Plan({**alone, **pairs, **sums}, frozenset(absorbed | inner))
+    integers = integer_kernels(graph)
+    inner = {node for kernel in integers.values() for node in kernel.nodes()} - set(integers)
+    return Plan({**alone, **pairs, **integers}, frozenset(absorbed | inner))
 
 
 def has_kernel(node: fx.Node) -> bool:

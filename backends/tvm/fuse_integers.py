@@ -37,8 +37,58 @@ class IntegerSum:
         return [n for n in (pad, self.node, self.finish, self.add) if n is not None]
 
 
-def integer_sums(graph: Graph) -> dict[fx.Node, IntegerSum]:
+@dataclass(frozen=True)
+class IntegerPair:
+    """A 1x1 conv and the depthwise conv that alone reads it, as one kernel."""
+
+    expand: IntegerSum
+    depthwise: IntegerSum
+
+    @property
+    def result(self) -> fx.Node:
+        return self.depthwise.result
+
+    @property
+    def source(self) -> fx.Node:
+        return self.expand.source
+
+    def nodes(self) -> list[fx.Node]:
+        return [*self.expand.nodes(), *self.depthwise.nodes()]
+
+
+def integer_kernels(graph: Graph) -> dict[fx.Node, IntegerSum | IntegerPair]:
     """Result node -> what computes it."""
+    sums = _sums(graph)
+    pairs = [pair for kernel in sums.values() if (pair := _pair(kernel, sums)) is not None]
+    rest = {result: kernel for result, kernel in sums.items() if all(kernel is not pair.expand for pair in pairs)}
+    return {**rest, **{pair.result: pair for pair in pairs}}
+
+
+def is_depthwise(node: fx.Node) -> bool:
+    """A conv_int32 in two dims with one input channel for each output channel."""
+    if not is_op(node, "conv_int32"):
+        return False
+    call, extents = arguments(node), arguments(node).weight.meta["val"].shape
+    return len(extents) == 4 and extents[1] == 1 and call.groups == extents[0] > 1
+
+
+def is_pointwise(node: fx.Node) -> bool:
+    """A 1x1 conv_int32 over all channels, without stride or padding."""
+    if not is_op(node, "conv_int32") or arguments(node).weight.meta["val"].ndim != 4:
+        return False
+    return window(node) == Window((1, 1)) and arguments(node).groups == 1
+
+
+def _pair(depthwise: IntegerSum, sums: dict[fx.Node, IntegerSum]) -> IntegerPair | None:
+    expand = sums.get(depthwise.source) if is_depthwise(depthwise.node) else None
+    if expand is None or not is_pointwise(expand.node) or expand.add is not None or depthwise.add is not None:
+        return None
+    both_stored = is_op(expand.finish, "requantize") and is_op(depthwise.finish, "requantize")
+    alone = only_user(expand.result) in (depthwise.node, zero_pad(depthwise.node))
+    return IntegerPair(expand, depthwise) if both_stored and alone else None
+
+
+def _sums(graph: Graph) -> dict[fx.Node, IntegerSum]:
     found: dict[fx.Node, IntegerSum] = {}
     claimed: set[fx.Node] = set()
     for node in graph.calls(*SUMS):

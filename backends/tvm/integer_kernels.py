@@ -15,13 +15,14 @@ from tvm import relax
 
 from ...ir.ops import arguments, is_op, op_name, tensors
 from . import plain_integers
-from .fuse_integers import IntegerSum, window
+from .fuse_integers import IntegerPair, IntegerSum, is_depthwise, is_pointwise, window
 from .kernels import (
     Addition,
     Dense,
     Depthwise,
     Dequantize,
     DirectConv,
+    ExpandDepthwise,
     GlobalMean,
     IntegerAdd,
     IntegerMul,
@@ -44,12 +45,19 @@ if TYPE_CHECKING:
 _NO_GRID = StoredGrid(0, 0, 0)
 
 
-def emit_sum(emitter: Emitter, kernel: IntegerSum) -> None:
+def emit_fused(emitter: Emitter, kernel: IntegerSum | IntegerPair) -> None:
     """Emit a fused kernel, or its calls one by one on plain values where there is none for this shape."""
+    if emitter.integers is not None and _emitted(emitter, kernel):
+        return
+    for node in kernel.nodes():
+        emitter.values[node] = plain_integers.emit(emitter, node)
+
+
+def _emitted(emitter: Emitter, kernel: IntegerSum | IntegerPair) -> bool:
+    if isinstance(kernel, IntegerPair):
+        return _pair(emitter, kernel)
     rule = _SUMS.get(op_name(kernel.node))
-    if emitter.integers is None or rule is None or not rule(emitter, kernel):
-        for node in kernel.nodes():
-            emitter.values[node] = plain_integers.emit(emitter, node)
+    return rule is not None and rule(emitter, kernel)
 
 
 def emit(emitter: Emitter, node: fx.Node) -> bool:
@@ -70,13 +78,13 @@ def _conv(emitter: Emitter, kernel: IntegerSum) -> bool:
     if extents is None or len(call.stride) != 2:
         return False
     batch, height, width, channels = extents
-    outputs, per_group = map(int, call.weight.meta["val"].shape[:2])
+    outputs = int(call.weight.meta["val"].shape[0])
     shape, finish, zero_point = window(node), _epilogue(kernel), _stored_zero(emitter, call.input, call.zero_point)
     bordered = bool(zero_point) and any(shape.padding)
     spec: Any
-    if per_group == 1 and call.groups == channels == outputs > 1:
+    if is_depthwise(node):
         spec = Depthwise(batch, height, width, channels, shape, finish, bordered)
-    elif shape == Window((1, 1)) and call.groups == 1:
+    elif is_pointwise(node):
         spec = Pointwise(batch, height, width, channels, outputs, finish)
     else:
         spec = DirectConv(batch, height, width, channels, outputs, shape, call.groups, False, finish, bordered)
@@ -84,6 +92,23 @@ def _conv(emitter: Emitter, kernel: IntegerSum) -> bool:
     packed = [emitter.values.packed(value) for value in inputs]
     value = emitter.product_kernel(kernel.result, spec, packed, _arrays(emitter, kernel, zero_point), emitter.integers)
     emitter.values.set_packed(kernel.result, value)
+    return True
+
+
+def _pair(emitter: Emitter, pair: IntegerPair) -> bool:
+    extents = emitter.packed_extents(pair.source)
+    if extents is None:
+        return False
+    first, second = (arguments(kernel.node) for kernel in (pair.expand, pair.depthwise))
+    channels, shape = int(first.weight.meta["val"].shape[0]), window(pair.depthwise.node)
+    zeros = [_stored_zero(emitter, call.input, call.zero_point) for call in (first, second)]
+    bordered = bool(zeros[1]) and any(shape.padding)
+    spec = ExpandDepthwise(*extents, channels, shape, Requantize(), Requantize(), bordered)
+    arrays = [*_arrays(emitter, pair.expand, zeros[0]), *_arrays(emitter, pair.depthwise, zeros[1])]
+    source = emitter.values.packed(pair.source)
+    emitter.values.set_packed(
+        pair.result, emitter.product_kernel(pair.result, spec, [source], arrays, emitter.integers)
+    )
     return True
 
 

@@ -23,7 +23,7 @@ from ..target import Target
 from . import integer_kernels, packed_ops, plain_integers, products
 from .arithmetic import Arithmetic, fp32, integers
 from .fuse import Plan, plan
-from .fuse_integers import IntegerSum
+from .fuse_integers import IntegerPair, IntegerSum
 from .importer_faults import is_converted_wrongly
 from .inference import freeze
 from .kernels import describe as describe_kernel
@@ -216,8 +216,8 @@ class Emitter:
 
     def _call(self, node: fx.Node) -> None:
         try:
-            if isinstance(kernel := self.plan.kernels.get(node), IntegerSum):
-                integer_kernels.emit_sum(self, kernel)
+            if isinstance(kernel := self.plan.kernels.get(node), IntegerSum | IntegerPair):
+                integer_kernels.emit_fused(self, kernel)
             elif kernel is not None:
                 products.emit(self, kernel)
             elif integer_kernels.emit(self, node) or packed_ops.emit(self, node):

@@ -12,20 +12,24 @@ from typing import Any
 import numpy as np
 
 from ..arithmetic import Arithmetic
-from . import depthwise, packing
+from . import depthwise, pointwise, product_weights
 from .builder import Index, Kernel, Vector, View, largest, smallest
 from .depthwise import Taps, tile_columns
 from .microkernel import Accumulators, Ahead
 from .output import Output
-from .shapes import Depthwise, ExpandDepthwise, Signature, round_up
+from .shapes import Depthwise, ExpandDepthwise, Pointwise, Signature, round_up
 from .tile import Segment, Tile, cut_blocks, is_parallel, lies_in, register_tile, segments
-from .window import cut_columns
+from .window import Borders, cut_columns
 
 FEWEST_ROWS = 8  # of output in a band: its first rows are computed twice
 
 
 def _depthwise(spec: ExpandDepthwise) -> Depthwise:
-    return Depthwise(spec.batch, spec.height, spec.width, spec.channels, spec.window, spec.epilogue)
+    return Depthwise(spec.batch, spec.height, spec.width, spec.channels, spec.window, spec.epilogue, spec.bordered)
+
+
+def _expand(spec: ExpandDepthwise) -> Pointwise:
+    return Pointwise(spec.batch, spec.height, spec.width, spec.in_channels, spec.channels, spec.expand)
 
 
 def _tile(spec: ExpandDepthwise, arithmetic: Arithmetic) -> Tile:
@@ -34,28 +38,18 @@ def _tile(spec: ExpandDepthwise, arithmetic: Arithmetic) -> Tile:
 
 
 def signature(spec: ExpandDepthwise, arithmetic: Arithmetic) -> Signature:
-    second, lanes = depthwise.signature(_depthwise(spec), arithmetic), arithmetic.lanes
-    channels = round_up(spec.channels, lanes)
-    source = (spec.batch, spec.height, spec.width, round_up(spec.in_channels, lanes))
-    weights = ((channels * spec.in_channels,), (channels,), *second.weights)
-    return replace(second, inputs=(source,), weights=weights, weight_dtypes=())
+    """The weights of the 1x1, then those of the depthwise convolution."""
+    first = pointwise.signature(_expand(spec), arithmetic)
+    second = depthwise.signature(_depthwise(spec), arithmetic)
+    weights, dtypes = first.weights + second.weights, first.weight_dtypes + second.weight_dtypes
+    return replace(second, inputs=first.inputs, weights=weights, weight_dtypes=dtypes)
 
 
-def pack(
-    spec: ExpandDepthwise,
-    arithmetic: Arithmetic,
-    expand_weight: np.ndarray,
-    expand_bias: np.ndarray | None,
-    weight: np.ndarray,
-    bias: np.ndarray | None,
-) -> list[np.ndarray]:
-    """expand_weight [channels, in, 1, 1] and weight [channels, 1, kh, kw] -> panels, bias, depthwise weights, bias."""
-    matrix = np.asarray(expand_weight).reshape(spec.channels, spec.in_channels)
-    return [
-        packing.panels(matrix, arithmetic, _tile(spec, arithmetic).vectors),
-        packing.lanes_of(expand_bias, spec.channels, arithmetic.lanes),
-        *depthwise.pack(_depthwise(spec), arithmetic, weight, bias),
-    ]
+def pack(spec: ExpandDepthwise, arithmetic: Arithmetic, *weights: Any) -> list[np.ndarray]:
+    """What `pointwise.pack` takes for the 1x1, then as much for the depthwise convolution."""
+    half = len(weights) // 2
+    panels, *rest = pointwise.pack(_expand(spec), arithmetic, *weights[:half], vectors=_tile(spec, arithmetic).vectors)
+    return [panels, *rest, *depthwise.pack(_depthwise(spec), arithmetic, *weights[half:])]
 
 
 def describe(spec: ExpandDepthwise, arithmetic: Arithmetic) -> str:
@@ -67,12 +61,14 @@ def describe(spec: ExpandDepthwise, arithmetic: Arithmetic) -> str:
 def prim_func(spec: ExpandDepthwise, arithmetic: Arithmetic) -> Any:
     with Kernel() as kernel:
         given = kernel.parameters(signature(spec, arithmetic))
-        output = Output(kernel, arithmetic.lanes, spec.epilogue, given.target, given.residual)
-        weights, bias, *second = given.weights
+        count = len(pointwise.signature(_expand(spec), arithmetic).weights)
+        first, second = given.weights[:count], given.weights[count:]
+        output = product_weights.output_of(kernel, arithmetic, spec.epilogue, replace(given, weights=second), taken=2)
         channels = round_up(spec.channels, arithmetic.lanes)
-        taps = Taps(kernel, arithmetic, spec.window, spec.height, arithmetic.lanes, channels, None, *second)
-        tile, source = _tile(spec, arithmetic), given.sources[0]
-        nest = _Nest(kernel, arithmetic, spec, tile, source, weights, bias, taps, output)
+        borders = Borders.of(spec.window, spec.height, spec.width) if spec.bordered else None
+        lanes = arithmetic.lanes
+        taps = Taps(kernel, arithmetic, spec.window, spec.height, lanes, channels, borders, *second[:2])
+        nest = _Nest(kernel, arithmetic, spec, _tile(spec, arithmetic), given.sources[0], first, taps, output)
         nest.emit(spec.batch or given.batch)
     return kernel.prim_func
 
@@ -86,8 +82,7 @@ class _Nest:
     spec: ExpandDepthwise
     tile: Tile
     source: View
-    weights: View
-    bias: View
+    expand: list[View]
     taps: Taps
     output: Output
 
@@ -95,6 +90,11 @@ class _Nest:
     def rows(self) -> int:
         """Rows of the ring: what the window spans."""
         return (self.spec.window.kernel[0] - 1) * self.spec.window.dilation[0] + 1
+
+    @property
+    def depth(self) -> int:
+        """The 1x1's reduction in whole groups of the arithmetic."""
+        return round_up(self.spec.in_channels, self.arithmetic.group)
 
     def emit(self, images: Index) -> None:
         """Images, bands of rows, panels of channels; inside, the rows of output of one band."""
@@ -112,7 +112,8 @@ class _Nest:
             first, mine = bands[band]
             for cut in panels:
                 with self.kernel.when(lies_in(panel, cut, size, count)):
-                    ring = self.kernel.workspace(self.rows * cut.size * spec.width * lanes)
+                    size_of_ring = self.rows * cut.size * spec.width * lanes
+                    ring = self.kernel.workspace(size_of_ring, self.arithmetic.activation)
                     with self.kernel.loop(mine, first) as row:
                         self.expand_rows(image, first, row, panel, cut, ring)
                         self.depthwise_row(image, row, panel, cut, ring)
@@ -136,15 +137,16 @@ class _Nest:
         spec, lanes = self.spec, self.arithmetic.lanes
         pitch, channel = round_up(spec.in_channels, lanes), panel * (self.tile.vectors * lanes)
         tile = Accumulators(self.kernel, self.arithmetic, pixels, cut.size)
-        tile.start(self.bias, channel)
+        weights, bias, *finishing = self.expand
+        tile.start(bias, channel)
         offsets = [(y * spec.width + column + i) * pitch for i in range(pixels)]
-        here = channel * spec.in_channels
+        here = channel * self.depth
         ahead = self.ahead(here, y * (spec.width // pixels) + column // pixels, pixels, cut)
-        tile.accumulate(self.source.at(image), offsets, self.weights, here, spec.in_channels, ahead)
-        inner = Output(self.kernel, lanes, spec.expand, ring, None)
+        tile.accumulate(self.source.at(image), offsets, weights, here, spec.in_channels, ahead)
+        inner = Output(self.kernel, lanes, spec.expand, ring, None, *finishing)
 
         def store(i: int, v: int, value: Vector) -> None:
-            inner.write(self.line(y, v, cut) + (column + i) * lanes, value)
+            inner.write(self.line(y, v, cut) + (column + i) * lanes, value, channel + v * lanes)
 
         tile.finish(store)
 
@@ -153,9 +155,9 @@ class _Nest:
         spec = self.spec
         if pixels != self.tile.pixels:
             return None
-        next_panel = here + spec.in_channels * cut.size * self.arithmetic.lanes
+        next_panel = here + self.depth * cut.size * self.arithmetic.lanes
         tiles = spec.height * (spec.width // pixels)
-        return Ahead.plan(self.arithmetic, next_panel, spec.in_channels, cut.size, tiles, done)
+        return Ahead.plan(self.arithmetic, next_panel, self.depth, cut.size, tiles, done)
 
     def line(self, y: Index, vector: Index, cut: Segment) -> Index:
         """Where the ring holds a vector of input row y."""
@@ -174,7 +176,7 @@ class _Nest:
                 def line(y: Index, v: Index = v) -> Index:
                     return self.line(y, v, cut)
 
-                def store(c: int, value: Vector, place: Index = place) -> None:
-                    output.write(place + c * pitch, value)
+                def store(c: int, value: Vector, place: Index = place, vector: Index = vector) -> None:
+                    output.write(place + c * pitch, value, vector * lanes)
 
                 self.taps.tile(ring, line, row, columns, column, vector, store)

@@ -76,13 +76,18 @@ def pack(
     multiplier: np.ndarray | None = None,
     constants: np.ndarray | None = None,
     zero_point: int = 0,
+    *,
+    vectors: int | None = None,
 ) -> list[np.ndarray]:
-    """weight [out, in] or [out, in, 1, 1] -> panels, bias, and for integers what their epilogue reads."""
+    """weight [out, in] or [out, in, 1, 1] -> panels, bias, and for integers what their epilogue reads.
+
+    vectors: of outputs per panel; the tile's own if not given.
+    """
     p = product(spec, arithmetic)
     matrix = np.asarray(weight).reshape(p.outputs, p.reduction)
     tap_sums = matrix.sum(1, keepdims=True, dtype=np.float64)
     return [
-        packing.panels(matrix, arithmetic, p.tile.vectors),
+        packing.panels(matrix, arithmetic, vectors or p.tile.vectors),
         product_weights.biases(arithmetic, bias, tap_sums, zero_point, [np.ones(1)]),
         *product_weights.finishing(spec.epilogue, arithmetic, p.outputs, multiplier, constants),
     ]

@@ -153,7 +153,7 @@ class Depthwise:
 class ExpandDepthwise:
     """A 1x1 convolution from `in_channels` to `channels` and the depthwise convolution that alone reads it.
 
-    `expand` is the 1x1's epilogue (an activation, no residual).
+    `expand` is the 1x1's epilogue (without a residual). `bordered` as in DirectConv, of the depthwise convolution.
     """
 
     batch: int | None
@@ -162,8 +162,9 @@ class ExpandDepthwise:
     in_channels: int
     channels: int
     window: Window
-    expand: Epilogue = Epilogue()
-    epilogue: Epilogue = Epilogue()
+    expand: Finish = Epilogue()
+    epilogue: Finish = Epilogue()
+    bordered: bool = False
 
 
 @dataclass(frozen=True)

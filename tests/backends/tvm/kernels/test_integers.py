@@ -14,6 +14,7 @@ from planish.backends.tvm.kernels import (
     Depthwise,
     Dequantize,
     DirectConv,
+    ExpandDepthwise,
     GlobalMean,
     IntegerAdd,
     IntegerMul,
@@ -162,6 +163,28 @@ def test_depthwise(case, name):
     zero_point = 0 if case.extreme else 90
     spec = Depthwise(batch, height, width, channels, window, Requantize(), bool(zero_point) and any(window.padding))
     check_conv(case, spec, case.bytes(batch or 2, channels, height, width), channels, zero_point)
+
+
+@pytest.mark.parametrize("name", DEPTHWISE)
+def test_expand_depthwise(case, name):
+    """The bytes between the two convolutions are the contract's own."""
+    batch, height, width, channels, window = DEPTHWISE[name]
+    x, zeros = case.bytes(batch or 2, 11, height, width), (case.grid(4).zero_point, 0 if case.extreme else 66)
+    first, first_bias, bias = case.weight(channels, 11, 1, 1), case.bias(channels), case.bias(channels)
+    weight = torch.from_numpy(case.generator(13).integers(-127, 128, (channels, 1, *window.kernel)).astype(np.int8))
+    factors = [case.multiplier(channels, products) for products in (11, window.taps)]
+    inner, outer = StoredGrid(zeros[1], *case.ends), case.grid()
+    bordered = bool(zeros[1]) and any(window.padding)
+    spec = ExpandDepthwise(batch, height, width, 11, channels, window, Requantize(), Requantize(), bordered)
+    expand = first, first_bias, factors[0], constants(inner), zeros[0]
+    depthwise = weight, bias, factors[1], constants(outer), zeros[1]
+    got = case.runner.images(spec, x, *expand, *depthwise)
+    sums = conv(x.numpy().astype(np.int64) - zeros[0], first.numpy(), first_bias.numpy(), (1, 1), (0, 0), (1, 1), 1)
+    wide = case.finished(sums, factors[0].reshape(-1, 1, 1), inner)
+    top, bottom, left, right = window.padding
+    padded = np.pad(wide - zeros[1], ((0, 0), (0, 0), (top, bottom), (left, right)))
+    sums = conv(padded, weight.numpy(), bias.numpy(), window.stride, (0, 0), window.dilation, channels)
+    np.testing.assert_array_equal(got.numpy(), case.finished(sums, factors[1].reshape(-1, 1, 1), outer))
 
 
 @pytest.mark.parametrize("shape", [(1, 100, 70), (5, 33, 17), (7, 3, 5)], ids=str)
