@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from integer_arithmetic import DTYPES, check_inference, half_to_even, random_integers
 
@@ -28,6 +28,7 @@ def grids(draw):
     return left, draw(st.integers(-room, room)), shift
 
 
+@settings(max_examples=60)
 @given(grids(), dtypes, zeros, zeros, zeros, st.sampled_from(["all", "ends"]), st.integers(0, 2**32 - 1))
 @example((1, 1, 1), torch.int8, 0.5, 0.5, 0.5, "all", 0)  # halves
 @example((16448, 0, 0), torch.uint8, 0.0, 0.0, 0.0, "ends", 1)
@@ -48,6 +49,7 @@ def test_add_int8_is_the_exact_sum_rounded_once(grid, dtype, zero_left, zero_rig
     np.testing.assert_array_equal(got.numpy(), steps)
 
 
+@settings(max_examples=60)
 @given(dtypes, dtypes, st.integers(0, 2**32 - 1))
 def test_lookup_int8(source, target, seed):
     q = random_integers(seed, (2, 5, 3), source)

@@ -44,6 +44,7 @@ def convs(draw):
     return rank, groups, inputs, outputs, kernel, stride, padding, dilation, spatial
 
 
+@settings(max_examples=60)
 @given(convs(), dtypes, kinds, zeros, seeds)
 @example((2, 1, 1000, 1, [1, 1], [1, 1], [0, 0], [1, 1], [1, 1]), torch.uint8, "ends", 0, 7)
 @example((2, 7, 1, 1, [3, 3], [2, 2], [1, 1], [1, 1], [5, 5]), torch.int8, "ends", 2, 8)
@@ -61,6 +62,7 @@ def test_conv_int32(case, dtype, kind, which, seed):
     np.testing.assert_array_equal(got.numpy(), expected)
 
 
+@settings(max_examples=60)
 @given(convs(), st.integers(0, 2), dtypes, kinds, zeros, seeds)
 def test_conv_transpose_int32(case, extra, dtype, kind, which, seed):
     rank, groups, inputs, outputs, kernel, stride, padding, dilation, spatial = case
