@@ -3,7 +3,7 @@
 from .check import BATCHES
 from .exactness import TOLERANCE
 from .export import OPSET, OPSETS, OnnxReport, export_onnx
-from .importer import OnnxModule, import_onnx
+from .importing import OnnxModule, import_onnx
 from .runtimes import RUNTIMES, for_runtime
 
 __all__ = [

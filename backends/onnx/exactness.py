@@ -8,7 +8,7 @@ from torch import fx
 from ...ir.graph import Graph
 from ...ir.ops import op_name, tensors
 from ...passes.quantize.rules import only_moves
-from .qdq import is_integer_op
+from .operators import is_integer_op
 
 # Against PyTorch in the same dtype, relative to the largest output: another order of summation, layer upon layer.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}

@@ -10,8 +10,8 @@ from ...ir.ops import describe
 from ...ir.verify import SCALE_ARGUMENT
 from . import check
 from .convert import convert, finish
-from .operators import standard
-from .qdq import has_integers, to_qdq
+from .operators import has_integers, standard
+from .qdq import to_qdq
 from .simplify import simplify
 
 OPSET = 20

@@ -8,14 +8,28 @@ does once those have run.
 import onnx
 import torch
 from onnxscript.values import Op, Opset
+from torch import fx
+
+from ...ir.graph import Graph
 
 DOMAIN = "planish"
+_NAMESPACE = "planish::"  # of planish.ir.integers
 _SCHEMAS = 18  # the opset that torch.onnx converts up from; what these ops take has only grown since
 
 
 def _own(name: str) -> Op:
     """An op of ONNX under our domain."""
     return Op(Opset(DOMAIN, 1), name, onnx.defs.get_schema(name, _SCHEMAS))
+
+
+def is_integer_op(node: fx.Node) -> bool:
+    """True for a call of planish.ir.integers."""
+    schema = getattr(node.target, "_schema", None)
+    return node.op == "call_function" and schema is not None and schema.name.startswith(_NAMESPACE)
+
+
+def has_integers(graph: Graph) -> bool:
+    return any(map(is_integer_op, graph.nodes))
 
 
 @torch.library.custom_op("planish_onnx::quantize_linear", mutates_args=())

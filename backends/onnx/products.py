@@ -10,6 +10,7 @@ from torch import fx
 from ...ir.errors import BuildError
 from ...ir.integers.resizing import ONE
 from ...ir.ops import arguments, describe, op_name
+from .operators import is_integer_op
 from .writer import Writer
 
 _EXACT = 2**24  # float32 holds every integer up to this
@@ -40,7 +41,7 @@ def multiplied(writer: Writer, acc: fx.Node, multiplier: torch.Tensor, axis: int
 def seen_through_moves(acc: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
     """(the integer op that made these sums, the calls that have moved them since, in order)."""
     moves = []
-    while op_name(acc) not in _COUNTED:
+    while not is_integer_op(acc):
         moves.append(acc)
         acc = acc.all_input_nodes[0]
     return acc, moves[::-1]
@@ -168,12 +169,12 @@ def _reach(weight: torch.Tensor, axis: int, groups: int) -> float:
 
 
 def _counted_sum(writer: Writer, acc: fx.Node, call: Any) -> fx.Node:
-    return _sum(writer, acc, call.q, call.dim, call.keepdim)
+    return _sum(writer, call.q, call.dim, call.keepdim)
 
 
 def _counted_pool(writer: Writer, acc: fx.Node, call: Any) -> fx.Node:
     if _is_whole(call):
-        return _sum(writer, acc, call.q, [2, 3], True)
+        return _sum(writer, call.q, [2, 3], True)
     channels = call.q.meta["val"].shape[1]
     _refuse_beyond(acc, math.prod(call.kernel_size))
     ones = writer.constant("ones", torch.ones(channels, 1, *call.kernel_size, dtype=torch.int8))
@@ -181,20 +182,22 @@ def _counted_pool(writer: Writer, acc: fx.Node, call: Any) -> fx.Node:
     return writer.call(_aten.conv2d.default, writer.value(call.q), writer.weight(ones, _ONE), *options)
 
 
-def _sum(writer: Writer, acc: fx.Node, q: fx.Node, dims: list[int], keepdim: bool) -> fx.Node:
-    _refuse_beyond(acc, math.prod(int(q.meta["val"].shape[dim]) for dim in dims))
-    return writer.call(_aten.sum.dim_IntList, writer.value(q), dims, keepdim)
+def _sum(writer: Writer, q: fx.Node, dims: list[int], keepdim: bool) -> fx.Node:
+    """In int32: OpenVINO adds values straight from an int8 DequantizeLinear up in 8 bits."""
+    integers = writer.call(_aten.to.dtype, writer.value(q), torch.int32)
+    total = writer.call(_aten.sum.dim_IntList, integers, dims, keepdim, dtype=torch.int32)
+    return writer.call(_aten.to.dtype, total, torch.float32)
 
 
 def _refuse_beyond(acc: fx.Node, count: int) -> None:
     if count * 255 > _EXACT:
-        what = f"{describe(acc)} adds up {count:,} integers"
+        what = f"{describe(acc)} can add up to {count * 255:,}"
         raise BuildError("onnx", what, f"float32 counts to {_EXACT:,}", "keep it in float")
 
 
-def _counted_linear(writer: Writer, acc: fx.Node, call: Any) -> fx.Node:
-    """Never asked for: onnxruntime has an integer kernel of every matrix product."""
-    raise AssertionError(describe(acc))
+def _counted_matmul(writer: Writer, acc: fx.Node, call: Any) -> fx.Node:
+    _refuse_beyond(acc, call.left.meta["val"].shape[-1] * 255)
+    return writer.call(_aten.matmul.default, writer.value(call.left), writer.value(call.right))
 
 
 def _counted_bilinear(writer: Writer, acc: fx.Node, call: Any) -> fx.Node:
@@ -227,6 +230,5 @@ _COUNTED: dict[str, Callable[[Writer, fx.Node, Any], fx.Node]] = {
     "sum_pool2d_int32": _counted_pool,
     "mul_int32": _counted_mul,
     "upsample_bilinear2d_int32": _counted_bilinear,
-    "linear_int32": _counted_linear,
-    "matmul_int32": _counted_linear,
+    "matmul_int32": _counted_matmul,
 }

@@ -28,22 +28,11 @@ from ...ir import rewrite
 from ...ir.graph import Graph
 from ...ir.ops import arguments, op_name
 from . import products
-from .operators import OPS
+from .operators import OPS, is_integer_op
 from .writer import Writer
 
 _aten = torch.ops.aten
-_NAMESPACE = "planish::"
 _PADS = ("pad", "constant_pad_nd")
-
-
-def is_integer_op(node: fx.Node) -> bool:
-    """True for a call of planish.ir.integers."""
-    schema = getattr(node.target, "_schema", None)
-    return node.op == "call_function" and schema is not None and schema.name.startswith(_NAMESPACE)
-
-
-def has_integers(graph: Graph) -> bool:
-    return any(map(is_integer_op, graph.nodes))
 
 
 def to_qdq(graph: Graph) -> Graph:

@@ -9,8 +9,9 @@ from models import EXAMPLES
 from onnx import TensorProto, helper, numpy_helper
 
 import planish
-from planish.backends.onnx import export_onnx, import_onnx, import_ops
+from planish.backends.onnx import export_onnx, import_onnx
 from planish.backends.onnx.convert import convert
+from planish.backends.onnx.importing import operators
 from planish.ir.capture import capture
 from planish.ir.cost import cost
 from planish.ir.errors import CaptureError, UsageError
@@ -197,7 +198,7 @@ def test_files_that_are_refused(opset, shape, message, tmp_path):
 
 def test_a_wrong_form_is_found_at_import(tmp_path, monkeypatch):
     """A fault of the table: onnxruntime disagrees."""
-    monkeypatch.setitem(import_ops.OPS, "Elu", lambda call, x: torch.relu(x))
+    monkeypatch.setitem(operators.OPS, "Elu", lambda call, x: torch.relu(x))
     path = file(tmp_path, [("Elu", ["x"], ["y"], {})], {"x": ["n", 3]}, 2)
     with pytest.raises(CaptureError, match=r"output 'y' differs from onnxruntime's by .*; at most 0\.0001 is allowed"):
         import_onnx(path)

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from planish.backends.onnx import RUNTIMES, check, export, export_onnx, for_runtime
 from planish.backends.onnx.exactness import Exactness, exactness
-from planish.backends.onnx.qdq import is_integer_op
+from planish.backends.onnx.operators import is_integer_op
 from planish.backends.onnx.simplify import Simplified
 from planish.ir.capture import capture, capture_dynamic
 from planish.ir.errors import BuildError, UsageError

@@ -16,10 +16,11 @@ import torch
 from onnx import numpy_helper
 from torch.utils import _pytree as pytree
 
-from ...ir.capture import capture
-from ...ir.errors import CaptureError, UsageError, first_line
-from ...ir.graph import Graph, attribute, set_attribute
-from .import_ops import OPS, Call, Numbers
+from ....ir.capture import capture
+from ....ir.errors import CaptureError, UsageError, first_line
+from ....ir.graph import Graph, attribute, set_attribute
+from .call import Call, Numbers
+from .operators import OPS, run
 
 OPSETS_IN = range(11, 24)
 _TOLERANCE = 1e-4  # float32 sums in another order, layer upon layer, relative to the largest output
@@ -53,7 +54,7 @@ class OnnxModule(torch.nn.Module):
         values: dict[str, Any] = {**self._constants, **dict(zip(self._inputs, inputs, strict=True))}
         values.update({name: attribute(self, weight) for name, weight in self._weights.items()})
         for call in self._calls:
-            values.update(call.run([values[name] for name in call.inputs]))
+            values.update(run(call, [values[name] for name in call.inputs]))
         results = [values[name] for name in self._outputs]
         return results[0] if len(results) == 1 else tuple(results)
 
@@ -87,7 +88,7 @@ class OnnxModule(torch.nn.Module):
         if call.op == "Constant":
             self._hold(call.outputs[0], call.constant())
         elif all(name in self._constants for name in call.inputs):
-            for name, value in call.run([self._constants[name] for name in call.inputs]).items():
+            for name, value in run(call, [self._constants[name] for name in call.inputs]).items():
                 self._hold(name, value)
         else:
             self._calls.append(call)
