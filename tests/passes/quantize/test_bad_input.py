@@ -1,5 +1,7 @@
 """Input that calibration must survive or refuse, with the layer named: never a silent wrong answer."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -36,10 +38,17 @@ def batches(count: int = 3, size: int = 4) -> list[torch.Tensor]:
     return [torch.randn(size, 3, 6, 6, generator=generator) for _ in range(count)]
 
 
+@cache
+def quantized() -> Graph:
+    return Pipeline.parse("insert-fake-quant").run(net()).graph
+
+
 def calibrated(graph: Graph, data, options: str = ""):
-    outcome = Pipeline.parse(f"insert-fake-quant, calibrate{{{options}}}").run(graph, Context(data=data))
+    if "fake-quant" not in graph.properties:
+        graph = Pipeline.parse("insert-fake-quant").run(graph).graph
+    outcome = Pipeline.parse(f"calibrate{{{options}}}").run(graph, Context(data=data))
     verify(outcome.graph)
-    return outcome.graph, outcome.steps[1].result
+    return outcome.graph, outcome.steps[0].result
 
 
 def entry(result, layer: str):
@@ -51,7 +60,7 @@ def entry(result, layer: str):
 @pytest.mark.parametrize("value", [3.0, -0.25])
 def test_a_constant_activation_is_held_to_half_a_step(observer, scheme, value):
     x = torch.full((4, 3, 6, 6), value)
-    _, result = calibrated(net(), [x], f"observer={observer}, scheme={scheme}")
+    _, result = calibrated(quantized(), [x], f"observer={observer}, scheme={scheme}")
     row = entry(result, "x")
     levels = np.clip(np.rint(value / row["scale"]) + row["zero_point"], -128, 127) - row["zero_point"]
     # One end of the range is the value itself, which the zero point's rounding moves by half a step at most.
@@ -60,7 +69,7 @@ def test_a_constant_activation_is_held_to_half_a_step(observer, scheme, value):
     assert row["saturated"] == 0.0
 
 
-@pytest.mark.parametrize("observer", OBSERVERS)
+@pytest.mark.parametrize("observer", ["min-max", "entropy"])
 def test_an_activation_without_elements_is_named_and_the_rest_calibrated(observer):
     class Empty(Net):
         def forward(self, x):
@@ -88,8 +97,9 @@ def test_a_quantizer_that_sees_no_values_says_so():
     assert result_graph(torch.randn(3, 4))[0].shape == (0, 2)
 
 
-@pytest.mark.parametrize("observer", OBSERVERS)
-@pytest.mark.parametrize("bad", [float("inf"), -float("inf"), float("nan")])
+@pytest.mark.parametrize(
+    ("observer", "bad"), list(zip(OBSERVERS, [float("inf"), -float("inf"), float("nan")] * 2, strict=True))
+)
 def test_a_value_that_is_not_finite_names_its_layer(observer, bad):
     class Breaks(Net):
         def forward(self, x):
@@ -125,11 +135,10 @@ def test_a_channel_of_zeros_gets_a_usable_scale_and_is_named(weight_observer):
     assert torch.isfinite(result_graph(batches(1)[0])).all()
 
 
-@pytest.mark.parametrize("observer", OBSERVERS)
-@pytest.mark.parametrize("scheme", ["affine", "symmetric"])
+@pytest.mark.parametrize(("observer", "scheme"), [*((name, "affine") for name in OBSERVERS), ("min-max", "symmetric")])
 def test_a_scale_that_would_underflow_is_raised_and_the_layer_named(observer, scheme):
     tiny = [batch * 1e-30 for batch in batches()]
-    graph, result = calibrated(net(), tiny, f"observer={observer}, scheme={scheme}")
+    graph, result = calibrated(quantized(), tiny, f"observer={observer}, scheme={scheme}")
     assert entry(result, "x")["scale"] == SMALLEST_SCALE == 2.0**-60
     (skip,) = [skip for skip in result.skipped if "raised to the least one" in skip.why]
     assert "'x'" in skip.where or "(x)" in skip.where
@@ -158,7 +167,7 @@ def test_samples_ends_the_run_and_cuts_the_last_batch(options, used):
                 read.append(batch)
                 yield batch
 
-    _, result = calibrated(net(), Loader(), options)
+    _, result = calibrated(quantized(), Loader(), options)
     assert (result.details["samples"], result.details["batches"]) == used
     assert len(read) == used[1]
     whole = torch.cat(batches())[: used[0]]
@@ -167,7 +176,7 @@ def test_samples_ends_the_run_and_cuts_the_last_batch(options, used):
 
 def test_a_loader_shorter_than_asked_is_an_error():
     with pytest.raises(UsageError) as error:
-        calibrated(net(), batches(), "samples=100")
+        calibrated(quantized(), batches(), "samples=100")
     expected = "the loader has 12 samples, 'samples' asks for 100; give more data or lower 'samples'."
     assert str(error.value) == f"calibrate: {expected}"
 
@@ -175,7 +184,7 @@ def test_a_loader_shorter_than_asked_is_an_error():
 def test_saturation_is_the_share_beyond_the_levels_and_the_worst_layer_comes_first():
     data = batches(1)[0]
     data[0, 0, 0, 0] = 40.0
-    graph, result = calibrated(net(), [data], "observer=percentile, percentile=90")
+    graph, result = calibrated(quantized(), [data], "observer=percentile, percentile=90")
     row = entry(result, "x")
     exact = data.double().numpy()
     q = np.rint(exact / row["scale"]) + row["zero_point"]
@@ -210,5 +219,5 @@ def test_symmetric_activations_have_their_zero_in_the_middle(observer):
 )
 def test_wrong_options(options, message):
     with pytest.raises(UsageError) as error:
-        calibrated(net(), batches(1), options)
+        calibrated(quantized(), batches(1), options)
     assert message.rstrip(".") in str(error.value)
