@@ -47,6 +47,7 @@ class Calibrate(Pass):
 
     name: ClassVar[str] = "calibrate"
     requires: ClassVar[frozenset[str]] = frozenset({"fake-quant"})
+    refuses: ClassVar[frozenset[str]] = frozenset({"weights-rounded"})  # their scales are part of what was learned
     provides: ClassVar[frozenset[str]] = frozenset({"calibrated"})
     needs: ClassVar[frozenset[str]] = frozenset({"data"})
 

@@ -44,7 +44,7 @@ class Equalize(Pass):
     """At most so many passes over the model."""
     clips: str = "keep"
     """keep: nothing moves across a relu6 and the like. per-channel: their bounds are divided too and become one per
-    channel, which is exact; targets then run that clip as an op of its own."""
+    channel, which is exact; that clip has no integer form then."""
     absorb: bool = False
     """Afterwards move into the next layer's bias what a relu never clips in all the data (needs data)."""
 

@@ -244,7 +244,7 @@ def test_only_and_fuel(coarse):
 
 def test_refusals(coarse):
     rounded, _ = run("round-weights{iterations=2, rows=16}", coarse, batches(1))
-    for text in ("round-weights", "correct-bias"):
+    for text in ("round-weights", "correct-bias", "calibrate", "keep-accuracy", "quantize-sensitivity"):
         with pytest.raises(UsageError, match="the graph has 'weights-rounded' by then"):
             run(text, rounded, batches())
     for options, what in (
