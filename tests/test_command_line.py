@@ -146,6 +146,17 @@ def test_compile_writes_onnx_too(folder):
     assert set(result["written"]) == {"net.planish", "net.onnx"}
 
 
+def test_compile_reads_onnx_and_writes_it_in_the_integers_of_a_runtime(folder):
+    document(call("compile", "model.py:net", "--onnx", "net.onnx", "--json"))
+    words = ("--recipe", f"{QUANTIZE}, lower-integers", "--data", "model.py:batches", "--onnx", "q.onnx")
+    result = document(call("compile", "net.onnx", *words, "--for", "onnxruntime-x86", "-o", "q.planish", "--json"))
+    assert "activations=uint8" in result["recipe"]
+    import onnx
+
+    zero_points = {t.data_type for t in onnx.load("q.onnx").graph.initializer if not t.dims}
+    assert {onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT} == zero_points
+
+
 def test_compile_takes_a_pipeline_from_toml(folder):
     (folder / "thin.toml").write_text('[[pass]]\nname = "prune-channels"\nratio = 0.5\nround-to = 1\n')
     made = document(call("compile", "model.py:net", "--recipe", "thin.toml", "--batch", "dynamic", "--json"))
@@ -182,6 +193,14 @@ def test_compile_takes_a_pipeline_from_toml(folder):
             "'dynamic' was given for raspberry-pi-4",
         ),
         (("model.py:net", "--batch", "0"), "--batch: '0' was given"),
+        (
+            ("model.py:net", "--for", "openvino"),
+            "--for: 'openvino' runs ONNX files, and none is written; add --onnx FILE",
+        ),
+        (
+            ("model.py:net", "--onnx", "q.onnx", "--for", "openvion"),
+            "unknown runtime 'openvion'; did you mean 'openvino'?",
+        ),
         (("model.py:net", "--mean", "1"), "no data was given; add --data"),
         (("model.py:net", "--data", "model.py:batches", "--std", "a"), "--std: cannot read 'a'"),
         (("model.py:net", "-o", "."), "it is a folder"),
