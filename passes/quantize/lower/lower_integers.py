@@ -173,9 +173,11 @@ class _Lowering:
         seen: set[fx.Node] = set()
         while self.floats:
             node = self.floats.pop()
-            if node in seen or self._float_product(node):
+            if node in seen:
                 continue
             seen.add(node)
+            if self._float_product(node):
+                continue
             for read in node.all_input_nodes:
                 value = self.integers.get(read)
                 if value is None or value.node.args[0] is read:

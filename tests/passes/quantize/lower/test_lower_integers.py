@@ -242,3 +242,13 @@ def test_skips_say_why(case):
     verify(lowered.integer)
     answers = [graph(lowered.data).detach() for graph in (lowered.fake, lowered.integer)]
     assert float((answers[0] - answers[1]).square().sum()) < 1e-3 * float(answers[0].square().sum())  # 30 dB
+
+
+def test_a_product_that_several_float_ops_read_is_computed_once():
+    def forward(m, x):
+        y = m.conv(x)
+        return m.other(torch.cumsum(y, 1) / y.abs().clamp(min=1))
+
+    lowered = lower_net(forward)
+    assert len(lowered.integer.calls("conv_int32")) == 2
+    assert lowered.result.details["float_products"] == 0
