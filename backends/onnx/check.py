@@ -102,7 +102,7 @@ def _compare(session: onnxruntime.InferenceSession, model: onnx.ModelProto, grap
     levels = exactness(graph)
     worst, is_equal = 0.0, True
     for spec, level, expected, got in zip(graph.outputs, levels, wanted, actual, strict=True):
-        error, limit = _relative_error(expected, np.asarray(got)), tolerance(level, expected.dtype)
+        error, limit = relative_error(expected, np.asarray(got)), tolerance(level, expected.dtype)
         if not error <= limit:  # NaN is no agreement
             what = f"output '{spec.name}' differs from PyTorch by {error:.2g} of its largest value at batch {batch}"
             raise BuildError("onnx", what, f"at most {limit:g} is allowed")
@@ -110,7 +110,8 @@ def _compare(session: onnxruntime.InferenceSession, model: onnx.ModelProto, grap
     return Agreement(worst, is_equal)
 
 
-def _relative_error(expected: torch.Tensor, got: np.ndarray) -> float:
+def relative_error(expected: torch.Tensor, got: np.ndarray) -> float:
+    """The largest difference beside the largest expected value; infinite where shapes differ."""
     if tuple(expected.shape) != got.shape:
         return float("inf")
     wanted = expected.double().numpy()

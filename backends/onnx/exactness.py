@@ -25,15 +25,23 @@ class Exactness(IntEnum):
     STEPS = 2  # float arithmetic in front of a quantizer: within a few steps
 
 
-def exactness(graph: Graph) -> list[Exactness]:
-    """Of each output of a graph, in order."""
+def exactness(graph: Graph, restarts: frozenset[fx.Node] = frozenset()) -> list[Exactness]:
+    """Of each output of a graph, in order. `restarts` are quantized values that are given."""
+    found = levels(graph, restarts)
+    return [found[node] for node in graph.module.graph.output_node().all_input_nodes]
+
+
+def levels(graph: Graph, restarts: frozenset[fx.Node] = frozenset()) -> dict[fx.Node, Exactness]:
+    """Of every value."""
     found: dict[fx.Node, Exactness] = {}
     for node in graph.nodes:
         worst = max((found[read] for read in node.all_input_nodes), default=Exactness.EQUAL)
-        if op_name(node) == "quantize" and worst is Exactness.ROUNDED:
+        if node in restarts:
+            worst = Exactness.EQUAL
+        elif op_name(node) == "quantize" and worst is Exactness.ROUNDED:
             worst = Exactness.STEPS
         found[node] = max(worst, Exactness.ROUNDED) if _computes_floats(node) else worst
-    return [found[node] for node in graph.module.graph.output_node().all_input_nodes]
+    return found
 
 
 def tolerance(level: Exactness, dtype: torch.dtype) -> float:

@@ -12,6 +12,7 @@ from . import check
 from .convert import convert, finish
 from .operators import has_integers, standard
 from .qdq import to_qdq
+from .regions import verify_regions
 from .simplify import simplify
 
 OPSET = 20
@@ -69,6 +70,7 @@ def export_onnx(graph: Graph, path: str | os.PathLike, *, opset: int = OPSET, re
     check.check_size(len(data), written)
     if written is not graph:
         check.check_integer_size(model, written)
+        verify_regions(graph, opset)
     with write_aside(path) as draft:
         draft.write_bytes(data)
     return OnnxReport(

@@ -12,7 +12,7 @@ from models import EXAMPLES
 from torch import nn
 from torch.nn import functional
 
-from planish.backends.onnx import RUNTIMES, check, export, export_onnx, for_runtime
+from planish.backends.onnx import RUNTIMES, check, export, export_onnx, for_runtime, regions
 from planish.backends.onnx.exactness import Exactness, exactness
 from planish.backends.onnx.operators import is_integer_op
 from planish.backends.onnx.simplify import Simplified
@@ -274,6 +274,28 @@ def test_how_exact_an_output_must_be(tmp_path):
     np.testing.assert_array_equal(first, wanted[0].numpy())
     np.testing.assert_allclose(second, wanted[1].numpy(), rtol=1e-5)  # float32, one exp and one sum
     assert np.abs(third - wanted[2].numpy()).max() < 0.05 * np.abs(third).max()  # a few steps of 1/255
+
+
+def test_an_integer_region_behind_float_ops_is_exact_or_an_error(tmp_path, monkeypatch):
+    """A bias that is off by 3 units of thousands: far below what steps would excuse, and found."""
+    to_qdq = export.to_qdq
+
+    def faulty(graph):
+        twin = to_qdq(graph)
+        twin.weight("other.bias_int32")[1] += 3
+        return twin
+
+    def forward(m, x):
+        return m.other(functional.layer_norm(m.conv(x), [4, 8, 8]))
+
+    graph = lower_net(forward).integer
+    assert exactness(graph) == [Exactness.STEPS]
+    export_onnx(graph, tmp_path / "model.onnx")
+    monkeypatch.setattr(export, "to_qdq", faulty)
+    monkeypatch.setattr(regions, "to_qdq", faulty)
+    with pytest.raises(BuildError, match=r"differs from PyTorch by .*; at most 0 is allowed on the same integers"):
+        export_onnx(graph, tmp_path / "other.onnx")
+    assert not (tmp_path / "other.onnx").exists()
 
 
 def test_tokens_and_batch_both_dynamic(tmp_path):
