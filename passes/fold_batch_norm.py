@@ -39,7 +39,8 @@ class FoldBatchNorm(Pass):
 
     name: ClassVar[str] = "fold-batch-norm"
     provides: ClassVar[frozenset[str]] = frozenset({"no-batch-norm"})
-    refuses: ClassVar[frozenset[str]] = frozenset({"fake-quant"})  # scales are of the weights before folding
+    # Scales are of the weights before folding.
+    refuses: ClassVar[frozenset[str]] = frozenset({"fake-quant", "integers"})
 
     def run(self, graph: Graph, ctx: Context) -> Result:
         changed, skipped = 0, []

@@ -40,7 +40,7 @@ class Sparsify(Pass):
     name: ClassVar[str] = "sparsify"
     provides: ClassVar[frozenset[str]] = frozenset({SPARSE})
     drops: ClassVar[frozenset[str]] = frozenset({"calibrated"})  # ranges were observed on the dense model
-    refuses: ClassVar[frozenset[str]] = frozenset({"fake-quant"})  # scales belong to the dense weights
+    refuses: ClassVar[frozenset[str]] = frozenset({"fake-quant", "integers"})  # scales belong to the dense weights
 
     sparsity: float | None = None
     """The share of zeros, in (0, 1): 0.9 leaves one weight in ten. `scope=layer`: in every layer, rounded to whole

@@ -48,7 +48,8 @@ class PruneChannels(Pass):
 
     name: ClassVar[str] = "prune-channels"
     drops: ClassVar[frozenset[str]] = frozenset({"calibrated"})  # ranges were observed on the whole model
-    refuses: ClassVar[frozenset[str]] = frozenset({"fake-quant"})  # scales per channel would not follow the cut
+    # Scales per channel would not follow the cut.
+    refuses: ClassVar[frozenset[str]] = frozenset({"fake-quant", "integers"})
 
     ratio: float | None = None
     """The share of channels to REMOVE, in (0, 1]: 0.25 leaves three quarters. `scope=layer`: of every layer, rounded

@@ -35,7 +35,8 @@ class Sensitivity(Pass):
     """
 
     name: ClassVar[str] = "sensitivity"
-    refuses: ClassVar[frozenset[str]] = frozenset({"fake-quant"})  # what it tells is what prune-channels would do
+    # What it tells is what prune-channels would do.
+    refuses: ClassVar[frozenset[str]] = frozenset({"fake-quant", "integers"})
 
     ratios: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75, 0.9)
     """Shares of a layer's channels to remove, rising, in (0, 1). Each is rounded to whole groups; one always stays."""

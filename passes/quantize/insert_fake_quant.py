@@ -49,6 +49,7 @@ class InsertFakeQuant(Pass):
 
     name: ClassVar[str] = "insert-fake-quant"
     provides: ClassVar[frozenset[str]] = frozenset({"fake-quant"})
+    refuses: ClassVar[frozenset[str]] = frozenset({"integers"})
     drops: ClassVar[frozenset[str]] = frozenset({"calibrated"})
 
     keep: tuple[str, ...] = ()
