@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ...ir.cost import INTEGER_PRODUCTS
 from ...ir.graph import Graph
 from ...ir.ops import op_name
 from ..hybrid import RegionPlan
@@ -19,8 +20,9 @@ def coverage_table(plan: RegionPlan, graph: Graph) -> RenderableType:
     goes = Table("goes to TVM", "calls", title=title, title_justify="left")
     for op, count in taken.most_common():
         goes.add_row(op, str(count))
-    products = sum(op_name(node) in PRODUCTS for node in graph.nodes)
-    parts: list[RenderableType] = [goes, Text(f"int8 kernels: 0 of {products} products; they run in float")]
+    integers = sum(taken[op] for op in INTEGER_PRODUCTS)
+    products = sum(op_name(node) in (*PRODUCTS, *INTEGER_PRODUCTS) for node in graph.nodes)
+    parts: list[RenderableType] = [goes, Text(f"int8 kernels: {integers} of {products} products")]
     if plan.eager:
         left = Table("stays in PyTorch", "source line")
         for op, line in plan.eager:
