@@ -24,31 +24,30 @@ def refit(problem: Problem, rows: Rows, held_out: Rows) -> Problem:
     tries = [problem.with_best_bias(problem.weight, rows)]
     products = second_moments(rows)
     if products is not None and bool(products.any()):
-        second = _with_intercept(products, rows)
-        tries += [_solve(problem, rows, second, ridge) for ridge in RIDGES]
+        tries += [_solve(problem, rows, products, ridge) for ridge in RIDGES]
     return min(tries, key=lambda found: found.error(found.weight, held_out))
 
 
-def _with_intercept(products: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """[groups, unknowns + 1, unknowns + 1]: the mean products of a row's numbers, the last of them being 1."""
-    mean = rows.inputs.double().mean(1)
-    edge = torch.cat([mean, torch.ones_like(mean[:, :1])], 1)
-    return torch.cat([torch.cat([products, mean[:, None]], 1), edge[:, :, None]], 2)
+def _solve(problem: Problem, rows: Rows, products: torch.Tensor, ridge: float) -> Problem:
+    """Descent by least squares on `output error + ridge * change`, both in mean square. The bias is not penalised.
 
-
-def _solve(problem: Problem, rows: Rows, second: torch.Tensor, ridge: float) -> Problem:
-    """Descent by least squares on `output error + ridge * change`, both in mean square. The bias is not penalised."""
-    size = second.diagonal(dim1=1, dim2=2)[:, :-1].mean(1, keepdim=True)
-    penalty = (ridge * size + FLOOR * size.mean()).expand(-1, second.shape[1] - 1)
-    penalty = torch.cat([penalty, torch.zeros_like(penalty[:, :1])], 1)
-    factor = torch.linalg.cholesky(second + torch.diag_embed(penalty + FLOOR))
+    products  [groups, unknowns, unknowns], of the inputs. The equations are those of centred inputs, so that they are
+              sound however far the inputs' means are from zero: the penalty is well above float64's rounding.
+    """
+    mean = rows.inputs.mean(1, dtype=torch.float64)[:, :, None]
+    size = products.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    penalty = ridge * size + FLOOR * size.mean()
+    unit = torch.eye(products.shape[1], dtype=torch.float64)
+    factor = torch.linalg.cholesky(products - mean @ mean.mT + penalty * unit)
     wanted, found = problem.epilogue(rows.wanted), problem
     for _ in range(STEPS):
         lacking = wanted - problem.epilogue(found.output(found.weight, rows))
-        slope = torch.cat([rows.inputs.mT @ lacking, lacking.sum(1, keepdim=True)], 1).double() / len(rows)
-        slope[:, :-1] -= penalty[:, :-1, None] * (found.weight - problem.weight).mT
-        step = torch.cholesky_solve(slope, factor).mT.to(problem.weight)
-        found = replace(found, weight=found.weight + step[..., :-1], bias=found.bias + step[..., -1])
-        if bool(step.abs().max() <= ENOUGH * found.weight.abs().max()):
+        constant = lacking.mean(1, dtype=torch.float64)
+        slope = (rows.inputs.mT @ lacking).double() / len(rows) - mean * constant[:, None]
+        slope -= penalty * (found.weight - problem.weight).mT
+        change = torch.cholesky_solve(slope, factor).mT
+        shift = constant - (change @ mean)[..., 0]
+        found = replace(found, weight=found.weight + change.to(found.weight), bias=found.bias + shift.to(found.bias))
+        if bool(change.abs().max() <= ENOUGH * found.weight.abs().max()):
             break
     return found.with_best_bias(found.weight, rows)

@@ -14,6 +14,7 @@ from .reference import Layer
 
 ROWS_BYTES = 2**28  # that the rows of one layer may take
 MOMENTS_BYTES = 2**28  # that the second moments of one layer's inputs may take, in float64
+CHUNK = 512  # rows that are in float64 at a time
 HELD_OUT = 5  # every fifth sample is kept back to see whether what was learned holds for others
 
 
@@ -40,7 +41,11 @@ def second_moments(rows: Rows) -> torch.Tensor | None:
     groups, _, unknowns = rows.inputs.shape
     if 8 * groups * unknowns**2 > MOMENTS_BYTES:
         return None
-    return (rows.inputs.mT @ rows.inputs).double() / len(rows)
+    total = torch.zeros(groups, unknowns, unknowns, dtype=torch.float64)
+    for part in rows.inputs.split(CHUNK, 1):  # in float64, without a copy of all rows in it
+        part = part.double()
+        total += part.mT @ part
+    return total / len(rows)
 
 
 def sample_rows(

@@ -160,3 +160,14 @@ def test_without_room_for_moments_only_the_bias_is_fitted(monkeypatch):
     found = refit(problem, noisy.slice(0, 150), noisy.slice(150, 200))
     assert torch.equal(found.weight, problem.weight)
     assert not torch.equal(found.bias, problem.bias)
+
+
+def test_inputs_far_from_zero_and_of_unlike_size_are_survived():
+    """As behind an equalized layer: nearly constant inputs of sizes 1e4 apart, and fewer rows than inputs."""
+    problem, clean = problem_and_rows(outputs=3, unknowns=40, count=30)
+    inputs = clean.inputs * torch.logspace(-4, 0, 40) * 1e-4 + torch.logspace(-4, 0, 40) * 50
+    rows = Rows(inputs, clean.wanted)
+    found = refit(problem, rows, rows)
+    assert bool(found.weight.isfinite().all())
+    only_bias = problem.with_best_bias(problem.weight, rows)
+    assert found.error(found.weight, rows) <= only_bias.error(only_bias.weight, rows)
