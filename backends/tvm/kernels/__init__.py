@@ -13,14 +13,13 @@ import numpy as np
 from ..arithmetic import Arithmetic
 from . import depthwise, direct, elementwise, expand_depthwise, integer_elementwise, layout, pointwise, pool
 from .activations import ACTIVATIONS
+from .epilogues import Dequantize, Epilogue, Requantize
 from .requantize import Addition, StoredGrid, constants
 from .shapes import (
     Binary,
     Dense,
     Depthwise,
-    Dequantize,
     DirectConv,
-    Epilogue,
     ExpandDepthwise,
     GlobalMean,
     IntegerAdd,
@@ -28,7 +27,6 @@ from .shapes import (
     Lookup,
     Pointwise,
     Pool,
-    Requantize,
     Signature,
     Spec,
     ToFloat,

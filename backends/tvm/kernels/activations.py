@@ -7,7 +7,7 @@ from typing import Any
 
 from ..arithmetic.tir import T
 from .builder import Vector, broadcast
-from .shapes import Epilogue
+from .epilogues import Epilogue
 
 
 def _clip(x: Vector, lanes: int, low: float, high: float) -> Vector:

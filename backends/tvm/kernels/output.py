@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from ..arithmetic.tir import T
 from . import activations, requantize
 from .builder import Index, Kernel, Vector, View
-from .shapes import Epilogue, Finish
+from .epilogues import Epilogue, Finish
 
 
 @dataclass(frozen=True)

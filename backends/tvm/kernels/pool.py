@@ -11,8 +11,9 @@ from ..arithmetic.tir import T
 from . import product_weights
 from .builder import Index, Kernel, Register, Vector, View, broadcast
 from .depthwise import tile_columns
+from .epilogues import Epilogue
 from .output import Output
-from .shapes import Epilogue, GlobalMean, Pool, Signature, round_up
+from .shapes import GlobalMean, Pool, Signature, round_up
 from .tile import is_parallel, segments
 from .window import Borders, Columns, cut_columns, input_column, input_row, rows_on_image
 

@@ -7,9 +7,10 @@ import numpy as np
 from ..arithmetic import Arithmetic
 from . import packing
 from .builder import Kernel, Parameters
+from .epilogues import Epilogue, Finish, Requantize
 from .output import Output
 from .requantize import CONSTANTS, result_dtype
-from .shapes import Epilogue, Finish, Requantize, Shape, Signature
+from .shapes import Shape, Signature
 
 
 def signature(

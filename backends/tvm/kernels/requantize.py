@@ -10,7 +10,7 @@ import numpy as np
 
 from ..arithmetic.tir import T
 from .builder import Vector, View
-from .shapes import Dequantize, Requantize
+from .epilogues import Dequantize, Requantize
 
 
 @dataclass(frozen=True)

@@ -8,61 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .epilogues import NO_EPILOGUE, Epilogue, Finish, check_word
+
 
 def round_up(n: int, multiple: int) -> int:
     """The least multiple that is not below n."""
     return -(-n // multiple) * multiple
-
-
-def _check(where: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{where}: {value!r} is unknown; expected one of {', '.join(map(repr, allowed))}.")
-
-
-ACTIVATION_NAMES = ("relu", "relu6", "clip", "hardswish", "hardsigmoid", "sigmoid", "silu", "tanh", "gelu")
-
-
-@dataclass(frozen=True)
-class Epilogue:
-    """What happens to a finished value before it is stored.
-
-    `activation` is one of ACTIVATION_NAMES; "clip" takes its `bounds`. `residual` adds a tensor of the output's shape
-    "before" the activation or "after" it. Raises ValueError for other names.
-    """
-
-    activation: str | None = None
-    bounds: tuple[float, float] | None = None
-    residual: str | None = None
-
-    def __post_init__(self) -> None:
-        _check("epilogue activation", self.activation, (None, *ACTIVATION_NAMES))
-        _check("epilogue residual", self.residual, (None, "before", "after"))
-        if (self.activation == "clip") != (self.bounds is not None):
-            raise ValueError(f"epilogue bounds: {self.bounds} with {self.activation!r}; expected for 'clip' only.")
-
-
-@dataclass(frozen=True)
-class Requantize:
-    """What happens to int32 sums: they become 8-bit integers, to which others may be added.
-
-    With `residual` the integers of a tensor of the output's shape, on a grid of their own, are added. All numbers
-    (zero points, ends, factors) are arguments of the kernel, so that layers of one shape share it.
-    """
-
-    residual: str | None = None
-
-    def __post_init__(self) -> None:
-        _check("requantize residual", self.residual, (None, "after"))
-
-
-@dataclass(frozen=True)
-class Dequantize:
-    """int32 sums become float32."""
-
-    residual: None = None
-
-
-Finish = Epilogue | Requantize | Dequantize
 
 
 @dataclass(frozen=True)
@@ -96,7 +47,7 @@ class Pointwise:
     width: int
     in_channels: int
     out_channels: int
-    epilogue: Finish = Epilogue()
+    epilogue: Finish = NO_EPILOGUE
 
 
 @dataclass(frozen=True)
@@ -106,7 +57,7 @@ class Dense:
     rows: int | None
     in_features: int
     out_features: int
-    epilogue: Finish = Epilogue()
+    epilogue: Finish = NO_EPILOGUE
 
 
 @dataclass(frozen=True)
@@ -127,7 +78,7 @@ class DirectConv:
     window: Window
     groups: int = 1
     image: bool = False
-    epilogue: Finish = Epilogue()
+    epilogue: Finish = NO_EPILOGUE
     bordered: bool = False
 
     def __post_init__(self) -> None:
@@ -145,7 +96,7 @@ class Depthwise:
     width: int
     channels: int
     window: Window
-    epilogue: Finish = Epilogue()
+    epilogue: Finish = NO_EPILOGUE
     bordered: bool = False
 
 
@@ -162,8 +113,8 @@ class ExpandDepthwise:
     in_channels: int
     channels: int
     window: Window
-    expand: Finish = Epilogue()
-    epilogue: Finish = Epilogue()
+    expand: Finish = NO_EPILOGUE
+    epilogue: Finish = NO_EPILOGUE
     bordered: bool = False
 
 
@@ -175,7 +126,7 @@ class GlobalMean:
     height: int
     width: int
     channels: int
-    epilogue: Finish = Epilogue()
+    epilogue: Finish = NO_EPILOGUE
 
 
 @dataclass(frozen=True)
@@ -192,11 +143,11 @@ class Pool:
     window: Window
     mode: str
     count_padding: bool = True
-    epilogue: Finish = Epilogue()
+    epilogue: Finish = NO_EPILOGUE
     bordered: bool = False
 
     def __post_init__(self) -> None:
-        _check("pool mode", self.mode, ("max", "mean"))
+        check_word("pool mode", self.mode, ("max", "mean"))
 
 
 @dataclass(frozen=True)
@@ -209,10 +160,10 @@ class Binary:
     channels: int
     operation: str
     per_channel: bool = False
-    epilogue: Epilogue = Epilogue()
+    epilogue: Epilogue = NO_EPILOGUE
 
     def __post_init__(self) -> None:
-        _check("elementwise operation", self.operation, ("add", "mul"))
+        check_word("elementwise operation", self.operation, ("add", "mul"))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,165 @@
+"""Kernels of int32 sums and of what makes integers or floats of them: products, means, products of activations."""
+
+# TVM 0.27 annotates many functions more narrowly than what they take.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tvm import relax
+
+from ...ir.ops import arguments, is_op
+from .fuse_integers import IntegerPair, IntegerSum, is_depthwise, is_pointwise, window
+from .integer_calls import keep, operands, whole_extents
+from .integer_numbers import arrays_of, constants_of, grid_of, stored_zero
+from .kernels import (
+    Addition,
+    Dense,
+    Depthwise,
+    Dequantize,
+    DirectConv,
+    ExpandDepthwise,
+    GlobalMean,
+    IntegerMul,
+    Pointwise,
+    Pool,
+    Requantize,
+    Window,
+    constants,
+)
+
+if TYPE_CHECKING:
+    from .relax import Emitter
+
+
+def _conv(emitter: Emitter, kernel: IntegerSum) -> bool:
+    node, call = kernel.node, arguments(kernel.node)
+    extents = emitter.packed_extents(kernel.source)
+    if extents is None or len(call.stride) != 2:
+        return False
+    batch, height, width, channels = extents
+    outputs = int(call.weight.meta["val"].shape[0])
+    shape, finish, zero_point = window(node), _epilogue(kernel), stored_zero(emitter, call.input, call.zero_point)
+    bordered = bool(zero_point) and any(shape.padding)
+    spec: Any
+    if is_depthwise(node):
+        spec = Depthwise(batch, height, width, channels, shape, finish, bordered)
+    elif is_pointwise(node):
+        spec = Pointwise(batch, height, width, channels, outputs, finish)
+    else:
+        spec = DirectConv(batch, height, width, channels, outputs, shape, call.groups, False, finish, bordered)
+    inputs = [kernel.source] if kernel.residual is None else [kernel.source, kernel.residual]
+    packed = [emitter.values.packed(value) for value in inputs]
+    value = emitter.product_kernel(
+        kernel.result, spec, packed, arrays_of(emitter, kernel, zero_point), emitter.integers
+    )
+    emitter.values.set_packed(kernel.result, value)
+    return True
+
+
+def emit_pair(emitter: Emitter, pair: IntegerPair) -> bool:
+    extents = emitter.packed_extents(pair.source)
+    if extents is None:
+        return False
+    first, second = (arguments(kernel.node) for kernel in (pair.expand, pair.depthwise))
+    channels, shape = int(first.weight.meta["val"].shape[0]), window(pair.depthwise.node)
+    zeros = [stored_zero(emitter, call.input, call.zero_point) for call in (first, second)]
+    bordered = bool(zeros[1]) and any(shape.padding)
+    spec = ExpandDepthwise(*extents, channels, shape, Requantize(), Requantize(), bordered)
+    arrays = [*arrays_of(emitter, pair.expand, zeros[0]), *arrays_of(emitter, pair.depthwise, zeros[1])]
+    source = emitter.values.packed(pair.source)
+    emitter.values.set_packed(
+        pair.result, emitter.product_kernel(pair.result, spec, [source], arrays, emitter.integers)
+    )
+    return True
+
+
+def _linear(emitter: Emitter, kernel: IntegerSum) -> bool:
+    """Rows are all leading dims in one."""
+    call, result = arguments(kernel.node), kernel.result.meta["val"].shape
+    outputs, inputs = map(int, call.weight.meta["val"].shape)
+    first = emitter.values[kernel.source]
+    if len(result) == 2:
+        rows = emitter.batch(kernel.node)
+    else:
+        rows = math.prod(int(s) for s in result[:-1])
+        first = emitter.builder.emit(relax.op.reshape(first, [rows, inputs]))
+    zero_point = stored_zero(emitter, call.input, call.zero_point)
+    spec = Dense(rows, inputs, outputs, _epilogue(kernel))
+    arrays = arrays_of(emitter, kernel, zero_point)
+    value = emitter.product_kernel(kernel.result, spec, [first], arrays, emitter.integers)
+    if len(result) != 2:
+        value = emitter.builder.emit(relax.op.reshape(value, [int(s) for s in result]))
+    emitter.values[kernel.result] = value
+    return True
+
+
+def _mean(emitter: Emitter, kernel: IntegerSum) -> bool:
+    """A mean over height and width."""
+    call, extents = arguments(kernel.node), emitter.packed_extents(kernel.source)
+    if extents is None or sorted(d % 4 for d in call.dim) != [2, 3]:
+        return False
+    spec = GlobalMean(*extents, epilogue=Requantize())
+    value = _pooled(emitter, kernel, spec, extents[3])
+    if call.keepdim:
+        emitter.values.set_packed(kernel.result, value)
+    else:
+        emitter.values[kernel.result] = emitter.without_pixels(value, extents[3])
+    return True
+
+
+def _sum_pool(emitter: Emitter, kernel: IntegerSum) -> bool:
+    call, extents = arguments(kernel.node), emitter.packed_extents(kernel.source)
+    if extents is None:
+        return False
+    vertical, horizontal = call.padding
+    padding = (vertical, vertical, horizontal, horizontal)
+    if list(call.kernel_size) == list(extents[1:3]) and not any(padding):
+        spec: Any = GlobalMean(*extents, epilogue=Requantize())
+    else:
+        shape = Window(tuple(call.kernel_size), tuple(call.stride), padding)
+        bordered = any(padding) and bool(stored_zero(emitter, call.q, call.zero_point))
+        spec = Pool(*extents, shape, "mean", epilogue=Requantize(), bordered=bordered)
+    emitter.values.set_packed(kernel.result, _pooled(emitter, kernel, spec, extents[3]))
+    return True
+
+
+def _pooled(emitter: Emitter, kernel: IntegerSum, spec: Any, channels: int) -> relax.Expr:
+    call = arguments(kernel.node)
+    factor = np.full(channels, emitter.number(arguments(kernel.finish).multiplier), np.float32)
+    arrays = [factor, constants_of(emitter, kernel), stored_zero(emitter, call.q, call.zero_point)]
+    return emitter.product_kernel(kernel.result, spec, [emitter.values.packed(kernel.source)], arrays, emitter.integers)
+
+
+def _mul(emitter: Emitter, kernel: IntegerSum) -> bool:
+    call = arguments(kernel.node)
+    order, multiplier = operands(emitter, kernel.node, call.left, call.right), arguments(kernel.finish).multiplier
+    if order is None or multiplier.meta["val"].ndim:
+        return False
+    left, right, per_channel = order
+    zeros = {call.left: call.zero_left, call.right: call.zero_right}
+    grid, zero_right = grid_of(emitter, kernel.finish), stored_zero(emitter, right, zeros[right])
+    no_sum = Addition(0.0, 0.0, zero_right, grid)
+    numbers = constants(grid, no_sum, emitter.number(multiplier), stored_zero(emitter, left, zeros[left]))
+    batch, height, width, channels = whole_extents(emitter, left)
+    keep(emitter, kernel.result, IntegerMul(batch, height, width, channels, per_channel), [left, right], numbers)
+    return True
+
+
+def _epilogue(kernel: IntegerSum) -> Requantize | Dequantize:
+    if is_op(kernel.finish, "dequantize_int32"):
+        return Dequantize()
+    return Requantize("after" if kernel.residual is not None else None)
+
+
+RULES: dict[str, Callable[[Emitter, IntegerSum], bool]] = {
+    "conv_int32": _conv,
+    "linear_int32": _linear,
+    "sum_int32": _mean,
+    "sum_pool2d_int32": _sum_pool,
+    "mul_int32": _mul,
+}
