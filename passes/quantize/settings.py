@@ -80,20 +80,28 @@ class Settings:
 
     def _bias_and_input_scale(self, quantizer: fx.Node) -> tuple[torch.Tensor | None, float]:
         """What the product's integer bias is made from. Activations must have been set by now."""
-        product = quantized_product(quantizer)
-        bias = arguments(product).bias
-        (read,) = data_inputs(product)
-        while self.roles[read] in (Role.PASS, Role.JOIN) and not is_op(read, ACTIVATION_QUANTIZER):
-            read = data_inputs(read)[0]
-        if bias is None or not is_op(read, ACTIVATION_QUANTIZER):
-            return None, 1.0
-        call = arguments(quantizer)
-        channels = call.self.meta["val"].shape[call.axis]  # groups of a transposed conv share scales, not biases
-        largest = self.graph.weight(bias).detach().abs().reshape(-1, channels).amax(0)
-        return largest, float(self._new[scale_name(read)])
+        largest, read = bias_and_input(self.graph, self.roles, quantizer)
+        return largest, 1.0 if read is None else float(self._new[scale_name(read)])
 
     def _set(self, quantizer: fx.Node, scale: torch.Tensor, zero_point: torch.Tensor) -> None:
         call = arguments(quantizer)
         old = self.graph.weight(call.scale), self.graph.weight(call.zero_point)
         self.changed += not (torch.equal(old[0], scale) and torch.equal(old[1], zero_point))
         self._new |= {str(call.scale.target): scale, str(call.zero_point.target): zero_point}
+
+
+def bias_and_input(graph: Graph, roles: Roles, quantizer: fx.Node) -> tuple[torch.Tensor | None, fx.Node | None]:
+    """Of the product that reads a weight quantizer: the largest |bias| of each scale, and its input's quantizer.
+
+    Both None where there is no bias, or the input is float: then no integer bias bounds the scale.
+    """
+    product = quantized_product(quantizer)
+    bias = arguments(product).bias
+    (read,) = data_inputs(product)
+    while roles[read] in (Role.PASS, Role.JOIN) and not is_op(read, ACTIVATION_QUANTIZER):
+        read = data_inputs(read)[0]
+    if bias is None or not is_op(read, ACTIVATION_QUANTIZER):
+        return None, None
+    call = arguments(quantizer)
+    channels = call.self.meta["val"].shape[call.axis]  # groups of a transposed conv share scales, not biases
+    return graph.weight(bias).detach().abs().reshape(-1, channels).amax(0), read

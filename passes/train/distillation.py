@@ -11,7 +11,8 @@ from torch.utils import _pytree as pytree
 
 from ...ir.errors import UsageError
 from ...ir.graph import Graph
-from ...ir.ops import WEIGHTED_PRODUCTS, arguments, is_op
+from ...ir.ops import WEIGHTED_PRODUCTS, is_op
+from ..quantize.rules import stored_weight
 from ..selectors import select
 from .training_form import TrainingForm, Values
 
@@ -84,7 +85,7 @@ def find_matches(student: Graph, teacher: Graph, patterns: Sequence[str], where:
     """
     if ("no-batch-norm" in student.properties) != ("no-batch-norm" in teacher.properties):
         what = "'features' compares layers, and batch norms were folded into those of one model"
-        raise UsageError(where, what, "put 'finetune' before 'fold-batch-norm'")
+        raise UsageError(where, what, "put 'finetune' before 'fold-batch-norm'", "or fold those of Context.original")
     wanted, mine = _layers(teacher), _layers(student)
     found = [_match(name, mine[name], wanted[name]) for name in mine if name in wanted]
     matches = {match.layer: match for match in found if match is not None}
@@ -96,11 +97,10 @@ def find_matches(student: Graph, teacher: Graph, patterns: Sequence[str], where:
 
 
 def _layers(graph: Graph) -> dict[str, fx.Node]:
-    """The first call of each layer, by the name of its weight."""
+    """The first call of each layer, by the name of its weight, which may be quantized."""
     found: dict[str, fx.Node] = {}
     for node in graph.calls(*WEIGHTED_PRODUCTS):
-        weight = arguments(node).weight
-        if isinstance(weight, fx.Node) and weight.op == "get_attr":
+        if (weight := stored_weight(node)) is not None:
             found.setdefault(str(weight.target), node)
     return found
 

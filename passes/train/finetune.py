@@ -24,11 +24,13 @@ class Finetune(Pass):
 
     before:  %y = conv2d(%x, w[64,32,3,3], b[64])
     after:   %y = conv2d(%x, w[64,32,3,3], b[64]), with other numbers in w and b
-    skips:   nothing; what cannot be trained is an error
+    skips:   a learned scale that has shrunk to its floor; what cannot be trained is an error
 
     Batch norm and dropout are in training form while it runs, and the graph is in eval form afterwards. The zeros of
-    sparse weights stay. The same data, seed and number of threads give the same weights. Needs the extra `train`
-    (accelerate); started by `torchrun`, every process trains on its share of the batches and all end with one result.
+    sparse weights stay. A calibrated graph is trained through its quantizers with straight-through gradients
+    (quantization-aware training), and stays calibrated. The same data, seed and number of threads give the same
+    weights. Needs the extra `train` (accelerate); started by `torchrun`, every process trains on its share of the
+    batches and all end with one result.
     """
 
     name: ClassVar[str] = "finetune"
@@ -90,6 +92,12 @@ class Finetune(Pass):
     """Soft pruning: after each epoch the filters that `removal` would remove are zeroed, and trained on."""
     removal: str = ""
     """The options of the prune-channels that is to follow, such as `"macs=0.5"`: for growing and soft."""
+    scales: str = "frozen"
+    """Of quantizers, as `calibrate` set them. frozen: they stay. learned: they are trained along with the weights
+    (learned step size, Esser et al., 2020); zero points stay."""
+    freeze_batch_norm: int = 0
+    """Steps after which batch norms that are part of a quantized layer keep their statistics. Until then they
+    normalise with those of each batch. Batch norms with a quantizer behind them that stand alone always keep theirs."""
 
     def __post_init__(self) -> None:
         for option, known in (
@@ -97,6 +105,7 @@ class Finetune(Pass):
             ("schedule", SCHEDULES),
             ("amp", AMP_TYPES),
             ("regularizer", {"none": None, **REGULARIZERS}),
+            ("scales", {"frozen": None, "learned": None}),
         ):
             if (word := getattr(self, option)) not in known:
                 hint = did_you_mean(word, known) or f"it has: {', '.join(known)}"
@@ -132,7 +141,8 @@ class Finetune(Pass):
         """Train the graph's weights. `changed` counts them.
 
         Raises UsageError for a model without trainable weights, data that is missing, empty or does not fit, a loss or
-        gradient that is not finite (with step and batch), and a checkpoint that is damaged or of another run.
+        gradient that is not finite (with step and batch), quantizers that are not calibrated, and a checkpoint that is
+        damaged or of another run.
         """
         return self.train(graph, ctx)[0]
 
@@ -143,7 +153,7 @@ class Finetune(Pass):
         graph.eval()
         training = Training(graph, ctx, self, momentum)
         remembered = training.run()
-        return Result(len(training.parameters), details=training.details()), remembered
+        return Result(len(training.parameters), training.notes(), training.details()), remembered
 
 
 # Option -> (what its values must fulfil, the same in words).
@@ -165,4 +175,5 @@ _RANGES = {
     "features": (lambda v: v >= 0, "0 or more"),
     "strength": (lambda v: v > 0, "a number above 0"),
     "grow_every": (lambda v: v >= 1, "1 or more"),
+    "freeze_batch_norm": (lambda v: v >= 0, "0 (from the start) or more"),
 }

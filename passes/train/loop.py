@@ -6,16 +6,26 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import fx
 
 from ...ir.errors import PassError, UsageError
 from ...ir.graph import Graph
-from ..base import Context
+from ..base import Context, Skip
+from ..quantize.placement import ACTIVATION_QUANTIZER, WEIGHT_QUANTIZER
 from ..sparsity import masks
 from .batches import Counted, Epochs, windows
 from .best import Best, load_weights
 from .checkpoint import Checkpoints, Snapshot, weights_digest
+from .learned_scales import LearnedScales, check_calibrated
 from .objective import Objective
-from .optimizers import OPTIMIZERS, OptimizerState, load_optimizer_state, optimizer_state
+from .optimizers import (
+    NORMALISING,
+    OPTIMIZERS,
+    OptimizerState,
+    load_optimizer_state,
+    optimizer_state,
+    parameter_groups,
+)
 from .processes import Processes
 from .random_streams import RandomStream, set_torch_states, torch_states
 from .removal import parse_removal, removed_entries, zero_filters
@@ -60,7 +70,9 @@ class Training:
 
     def __init__(self, graph: Graph, ctx: Context, options: "Finetune", momentum: OptimizerState | None = None):
         self.graph, self.ctx, self.options, self.where = graph, ctx, options, options.name
-        self.parameters = trainable(graph, self.where)
+        self.quantizers = self._quantizers()
+        self.scales: LearnedScales | None = None
+        self.parameters = trainable(graph, self.where, may_be_none=options.scales == "learned")
         self.processes = Processes(graph, options.seed, self.where)
         self._home = next(iter(graph.weights.values())).device
         self.epochs = Epochs(
@@ -104,18 +116,41 @@ class Training:
             found |= {"metric": [position.metrics[0], after], "metrics": position.metrics}
         if self.options.early_stop:
             found["stopped_early"] = self._has_budget()
+        if self.quantizers:
+            found["scales"] = self.options.scales
+        if self.scales is not None:
+            found |= {"learned_scales": len(self.scales.parameters), "largest_scale_change": self.scales.change()}
         return found
+
+    def notes(self) -> tuple[Skip, ...]:
+        """What a report should say of scales."""
+        shrunk = self.scales.at_floor() if self.scales is not None else []
+        why = "training shrank it to its floor, 1/256 of the calibrated one; lower 'lr' or set 'clip'"
+        return tuple(Skip(f"scale '{name}'", why) for name in shrunk)
 
     # ------------------------------------------------------------ before the first step
 
+    def _quantizers(self) -> list[fx.Node]:
+        """Raises UsageError for quantizers without scales, and where scales are to be learned and there are none."""
+        found = self.graph.calls(ACTIVATION_QUANTIZER, WEIGHT_QUANTIZER)
+        check_calibrated(found, self.graph, self.where)
+        if self.options.scales == "learned" and not found:
+            what = "scales=learned is given, and the graph has no quantizers"
+            raise UsageError(self.where, what, "put 'insert-fake-quant' and 'calibrate' before")
+        return found
+
     def _prepare(self) -> None:
         """Optimizer, objective and masks, made of the weights as they were given, also where a checkpoint follows."""
-        options, parameters = self.options, list(self.parameters.values())
-        objective = Objective.of(self.graph, options, self.ctx, self.processes.device)
-        self.optimizer = OPTIMIZERS[options.optimizer](parameters, options)
+        options, weights = self.options, list(self.parameters.values())
+        if options.scales == "learned":
+            self.scales = LearnedScales(self.graph, relative=options.optimizer in NORMALISING)
+            self.parameters |= self.scales.parameters
+        objective = Objective.of(self.graph, options, self.ctx, self.processes.device, self.scales)
+        groups = parameter_groups(weights, self.scales.parameters.values() if self.scales else ())
+        self.optimizer = OPTIMIZERS[options.optimizer](groups, options)
         load_optimizer_state(self.optimizer, self.parameters, self.momentum)
         keep = [(self.graph.weight(name), mask) for name, mask in masks(self.graph).items()]
-        self.stepper = Stepper(self.processes, objective, self.optimizer, self.parameters, keep, options)
+        self.stepper = Stepper(self.processes, objective, self.optimizer, self.parameters, keep, options, self.scales)
         self.removal = parse_removal(options.removal) if options.soft else None
 
     def _total_steps(self) -> int | None:
@@ -155,6 +190,8 @@ class Training:
         if found is None:
             return
         load_weights(self.graph, found.weights)
+        if self.scales is not None:
+            self.scales.load_state(found.weights)
         load_optimizer_state(self.optimizer, self.parameters, found.optimizer)
         self.stepper.scaler.load_state_dict(found.numbers["scaler"])
         self.best.resume(found.numbers["best"], found.best)
@@ -243,15 +280,15 @@ class Training:
                 "scaler": self.stepper.scaler.state_dict(),
             }
             state = optimizer_state(self.optimizer, self.parameters)
-            weights = unique_weights(self.graph)
+            weights = unique_weights(self.graph) | (self.scales.state() if self.scales else {})
             self.checkpoints.save(self.position.step, Snapshot(weights, state, random, numbers, self.best.weights))
         self.processes.wait()
 
 
-def trainable(graph: Graph, where: str) -> dict[str, torch.nn.Parameter]:
-    """The parameters that are trained, by name. Raises UsageError where there are none."""
+def trainable(graph: Graph, where: str, *, may_be_none: bool = False) -> dict[str, torch.nn.Parameter]:
+    """The parameters that are trained, by name. Raises UsageError where there are none and there have to be."""
     found = {name: p for name, p in graph.parameters.items() if p.requires_grad and p.is_floating_point()}
-    if not found:
+    if not found and not may_be_none:
         count = len(graph.parameters)
         what = f"none of the model's {count} parameters is trainable"
         raise UsageError(where, what, "expected at least one with requires_grad=True")

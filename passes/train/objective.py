@@ -14,6 +14,8 @@ from ..base import Context
 from ..loss import scalar_loss
 from .batches import Batch
 from .distillation import Match, Teacher, feature_loss, find_matches, soft_label_loss
+from .frozen_norms import QuantizedNorms
+from .learned_scales import LearnedScales
 from .regularizers import REGULARIZERS, Regularizer
 from .training_form import TrainingForm
 
@@ -49,22 +51,37 @@ class Objective(torch.nn.Module):
         guidance: Guidance | None = None,
         regularizer: Regularizer | None = None,
         amp: torch.dtype | None = None,
+        norms: QuantizedNorms | None = None,
+        freeze_after: int = 0,
     ):
         super().__init__()
         self.module = student.module
         self._student, self._task, self._guidance, self._regularizer = student, task, guidance, regularizer
         self._amp = amp
+        self._norms, self._freeze_after, self._frozen = norms or QuantizedNorms(), freeze_after, False
+        student.freeze(self._norms.alone)
 
     @staticmethod
-    def of(graph: Graph, options: "Finetune", ctx: Context, device: torch.device) -> "Objective":
+    def of(
+        graph: Graph,
+        options: "Finetune",
+        ctx: Context,
+        device: torch.device,
+        scales: LearnedScales | None = None,
+    ) -> "Objective":
         """Raises UsageError where there is no original to learn from, or nothing in it to compare with."""
         guidance = _guidance(graph, options, ctx, device) if options.distill or options.features else None
-        student = TrainingForm(graph, [match.student for match in guidance.matches] if guidance else [])
+        student = TrainingForm(graph, [m.student for m in guidance.matches] if guidance else [], scales=scales)
         make = REGULARIZERS.get(options.regularizer)
         task = _task(options, ctx)
-        return Objective(student, task, guidance, make and make(graph, options, ctx), AMP_TYPES[options.amp])
+        regularizer, amp = make and make(graph, options, ctx), AMP_TYPES[options.amp]
+        norms = QuantizedNorms.of(graph)
+        return Objective(student, task, guidance, regularizer, amp, norms, options.freeze_batch_norm)
 
     def forward(self, inputs: tuple[torch.Tensor, ...], labels: Any, step: int) -> torch.Tensor:
+        if step >= self._freeze_after and not self._frozen:
+            self._student.freeze(self._norms.folded)
+            self._frozen = True
         with self._narrow(inputs):
             mine = self._student(inputs)
         outputs = pytree.tree_map_only(torch.Tensor, _widened, mine.outputs) if self._amp else mine.outputs

@@ -1,7 +1,7 @@
 """Optimizers by name, and their state as tensors by weight name."""
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,7 +12,17 @@ if TYPE_CHECKING:
 OptimizerState = dict[str, dict[str, torch.Tensor]]
 
 
-def _sgd(parameters: list[torch.nn.Parameter], options: "Finetune") -> torch.optim.Optimizer:
+# Scales of quantizers are not decayed: a smaller one clips more, which is no simpler model.
+Groups = list[dict[str, Any]]
+
+
+def parameter_groups(weights: Iterable[torch.nn.Parameter], scales: Iterable[torch.nn.Parameter]) -> Groups:
+    """The parameters as optimizers take them."""
+    groups: Groups = [{"params": list(weights)}, {"params": list(scales), "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _sgd(parameters: Groups, options: "Finetune") -> torch.optim.Optimizer:
     return torch.optim.SGD(
         parameters,
         options.lr,
@@ -22,15 +32,17 @@ def _sgd(parameters: list[torch.nn.Parameter], options: "Finetune") -> torch.opt
     )
 
 
-def _adamw(parameters: list[torch.nn.Parameter], options: "Finetune") -> torch.optim.Optimizer:
+def _adamw(parameters: Groups, options: "Finetune") -> torch.optim.Optimizer:
     """Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019."""
     return torch.optim.AdamW(parameters, options.lr, betas=(options.momentum, 0.999), weight_decay=options.weight_decay)
 
 
-OPTIMIZERS: dict[str, Callable[[list[torch.nn.Parameter], "Finetune"], torch.optim.Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[[Groups, "Finetune"], torch.optim.Optimizer]] = {
     "sgd": _sgd,
     "adamw": _adamw,
 }
+# Their steps do not depend on the size of the gradient.
+NORMALISING = frozenset({"adamw"})
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter]) -> OptimizerState:

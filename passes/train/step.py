@@ -8,6 +8,7 @@ import torch
 
 from ...ir.errors import UsageError
 from .batches import Batch
+from .learned_scales import LearnedScales
 from .objective import Objective, as_loss
 from .processes import Processes
 
@@ -21,6 +22,7 @@ class Stepper:
     """Steps of one training run.
 
     keep    (weight, mask) of sparse weights: outside of the mask gradient and weight stay zero
+    scales  of quantizers that are trained too: the graph's are brought up to date after each step
     scaler  of the loss, so that small gradients survive fp16; it does nothing for other types
     """
 
@@ -32,7 +34,9 @@ class Stepper:
         parameters: Mapping[str, torch.nn.Parameter],
         keep: Sequence[tuple[torch.Tensor, torch.Tensor]],
         options: "Finetune",
+        scales: LearnedScales | None = None,
     ):
+        self.scales = scales
         self.processes, self.optimizer, self.parameters, self.keep = processes, optimizer, parameters, keep
         self.model = processes.wrap(objective)
         self.clip = options.clip
@@ -76,6 +80,8 @@ class Stepper:
         self.scaler.update()
         for weight, mask in self.keep:
             weight.mul_(mask)
+        if self.scales is not None:
+            self.scales.write()
 
     def _culprit(self) -> str:
         for name, parameter in self.parameters.items():
