@@ -3,8 +3,9 @@
     python benchmarks/quantization.py IMAGENET_FOLDER [--threads 1] [--rounds 20]
 
 The folder holds 224 x 224 photographs with `labels.json` (see `data.py`). 100 of them, without labels, calibrate
-everybody; the others are scored. What planish runs are integer kernels, checked against the integer graph in PyTorch.
-onnxruntime's quantize_static, NNCF (on OpenVINO) and torchao's PT2E get the same images.
+everybody; the others are scored. Rounding to 4 bits takes some minutes. What planish runs are integer kernels, checked
+against the integer graph in PyTorch. onnxruntime's quantize_static, NNCF (on OpenVINO) and torchao's PT2E get the same
+images.
 """
 
 import argparse
@@ -29,11 +30,14 @@ from planish.backends.tvm.build import set_threads
 SEEN = 100
 FOLD = "canonicalize, fold-batch-norm"
 QUANTIZE = f"{FOLD}, insert-fake-quant{{activations=target}}"
-LEAST_SQUARES = f"{QUANTIZE}, calibrate{{observer=mean-squared-error}}"
 RECIPES = {
     "planish, min-max": f"{QUANTIZE}, calibrate, lower-integers",
-    "planish, mse": f"{LEAST_SQUARES}, lower-integers",
-    "planish, mse, corrected": f"{LEAST_SQUARES}, correct-bias, lower-integers",
+    "planish, mse": f"{QUANTIZE}, calibrate{{observer=mean-squared-error}}, lower-integers",
+    "planish, percentile": f"{QUANTIZE}, calibrate{{observer=percentile}}, lower-integers",
+    "planish, entropy": f"{QUANTIZE}, calibrate{{observer=entropy}}, lower-integers",
+    "planish, corrected": f"{QUANTIZE}, calibrate, correct-bias, lower-integers",
+    "planish, 4-bit weights": f"{FOLD}, insert-fake-quant{{activations=target, weight-bits=4}}, calibrate, "
+    "round-weights, lower-integers",
 }
 
 
