@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from .graph import Graph
+from .integers.packed_weights import WEIGHT_ONLY
 from .liveness import Liveness
 from .ops import CONVS, TRANSPOSED_CONVS, arguments, op_name, tensors
 from .shapes import concrete
@@ -47,12 +48,14 @@ def cost(graph: Graph, batch: int = 1) -> Cost:
     """Count everything for one batch size. Symbolic extents stand for `batch`."""
     unique = {id(t): t for t in graph.weights.values()}.values()
     by_node = {n.name: _node_cost(graph, n, batch) for n in graph.nodes if n.op == "call_function"}
-    integers = {id(graph.weight(n)) for n in _integer_weights(graph)}
+    integers = _integer_weights(graph)
     by_op: dict[str, int] = {}
     for entry in by_node.values():
         by_op[entry.op] = by_op.get(entry.op, 0) + entry.macs
     return Cost(
-        params=sum(t.numel() for t in unique if isinstance(t, torch.nn.Parameter) or id(t) in integers),
+        params=sum(
+            integers.get(id(t), t.numel()) for t in unique if isinstance(t, torch.nn.Parameter) or id(t) in integers
+        ),
         macs=sum(entry.macs for entry in by_node.values()),
         bytes=sum(t.numel() * t.element_size() for t in unique),
         peak_bytes=_peak_bytes(graph, by_node, batch),
@@ -61,11 +64,20 @@ def cost(graph: Graph, batch: int = 1) -> Cost:
     )
 
 
-def _integer_weights(graph: Graph) -> list[fx.Node]:
-    """The weights and biases of integer products, which are buffers: integers have no gradient."""
-    calls = [arguments(node) for node in graph.calls(*INTEGER_PRODUCTS)]
-    read = [getattr(call, name, None) for call in calls for name in ("weight", "bias")]
-    return [node for node in read if isinstance(node, fx.Node) and node.op == "get_attr"]
+def _integer_weights(graph: Graph) -> dict[int, int]:
+    """The weights and biases of integer products and packed weights, which are buffers: they have no gradient.
+
+    id of the tensor -> how many numbers it holds; two of int4 share a byte.
+    """
+    found: dict[int, int] = {}
+    for node in graph.calls(*INTEGER_PRODUCTS, WEIGHT_ONLY):
+        call = arguments(node)
+        for read in (getattr(call, name, None) for name in ("weight", "bias")):
+            if isinstance(read, fx.Node) and read.op == "get_attr":
+                tensor = graph.weight(read)
+                is_packed = op_name(node) == WEIGHT_ONLY and read is call.weight
+                found[id(tensor)] = len(tensor) * _extents(call.input, 1)[-1] if is_packed else tensor.numel()
+    return found
 
 
 def macs(node: fx.Node, batch: int = 1) -> int:
@@ -90,6 +102,10 @@ def _transposed_conv_macs(node: fx.Node, batch: int) -> int:
 
 def _linear_macs(node: fx.Node, batch: int) -> int:
     return math.prod(_extents(node, batch)) * _extents(arguments(node).weight, batch)[-1]
+
+
+def _packed_linear_macs(node: fx.Node, batch: int) -> int:
+    return math.prod(_extents(node, batch)) * _extents(arguments(node).input, batch)[-1]
 
 
 def _matmul_macs(node: fx.Node, batch: int) -> int:
@@ -147,6 +163,7 @@ _MACS: dict[str, Callable[[fx.Node, int], int]] = {
     **dict.fromkeys(CONVS, _conv_macs),
     **dict.fromkeys(TRANSPOSED_CONVS, _transposed_conv_macs),
     "linear": _linear_macs,
+    WEIGHT_ONLY: _packed_linear_macs,
     **dict.fromkeys(("matmul", "mm", "bmm", "mv", "addmm", "baddbmm"), _matmul_macs),
     "einsum": _einsum_macs,
     "scaled_dot_product_attention": _attention_macs,

@@ -13,10 +13,12 @@ arithmetic whose every step is rounded once, to even, with no room for a fused m
     lookup_int8       any unary function              256 entries
     upsample_*        resized maps                    positions and weights are integer tables
 
+One op is not exact: `linear_weight_only` is a float32 linear layer whose weights are stored in few bits.
+
 Ops that only move integers (reshapes, concatenation, maximum) stay those of ATen.
 
 They are registered in the namespace `planish` when the ir is imported. Shapes may be symbolic; none has a gradient.
 Zero points are subtracted here; a kernel folds them into the bias.
 """
 
-from . import conversions, elementwise, pooling, products, resizing  # noqa: F401  registers the ops
+from . import conversions, elementwise, packed_weights, pooling, products, resizing  # noqa: F401  registers the ops

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from .arm import NeonFp32
 from .arm_integers import Sdot, Smull
 from .base import Arithmetic, Integers
+from .stored_weights import StoredWeights, stored_weights
 from .x86 import X86Fp32
 from .x86_integers import Madd, Vnni
 
@@ -50,8 +51,10 @@ __all__ = [
     "NeonFp32",
     "Sdot",
     "Smull",
+    "StoredWeights",
     "Vnni",
     "X86Fp32",
     "fp32",
     "integers",
+    "stored_weights",
 ]

@@ -24,15 +24,17 @@ class NeonFp32(Fp32):
         steps: int,
     ) -> None:
         vectors = len(accumulators[0])
-        # Fewer steps than lanes end a row: a whole vector could reach past the buffer.
-        whole = [source.vector(offset, self.lanes) for offset in offsets] if steps == self.lanes else None
-        for step in range(steps):
-            for v in range(vectors):
-                weight = weights.vector(weight_offset + (step * vectors + v) * self.lanes, self.lanes)
-                for p, offset in enumerate(offsets):
-                    value = T.Shuffle([whole[p]], [step]) if whole else source.scalar(offset + step)
-                    total = accumulators[p][v]
-                    total.value = total.value + T.broadcast(value, self.lanes) * weight
+        for first in range(0, steps, self.lanes):
+            # Fewer steps than lanes end a row: a whole vector could reach past the buffer.
+            is_whole = first + self.lanes <= steps
+            whole = [source.vector(offset + first, self.lanes) for offset in offsets] if is_whole else None
+            for step in range(first, min(first + self.lanes, steps)):
+                for v in range(vectors):
+                    weight = self.weight_vector(weights, weight_offset, step, vectors, v)
+                    for p, offset in enumerate(offsets):
+                        value = T.Shuffle([whole[p]], [step - first]) if whole else source.scalar(offset + step)
+                        total = accumulators[p][v]
+                        total.value = total.value + T.broadcast(value, self.lanes) * weight
 
     def registers_used(self, pixels: int, vectors: int) -> int:
         return pixels * vectors + pixels + 2

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 from .tir import T
 
 
@@ -30,7 +32,17 @@ class Arithmetic(ABC):
     lane_weight: ClassVar[str]  # dtype of weights that are multiplied lane by lane
     unroll: ClassVar[int]  # k steps in one pass of the inner loop
     group: ClassVar[int] = 1  # neighbouring k steps that one instruction takes: they lie side by side in the weights
+    per_element: ClassVar[int] = 1  # weights in one element of their array in memory
     lowest: ClassVar[float] = float("-inf")  # of activations: what no maximum is below
+
+    @property
+    def weight_bytes(self) -> float:
+        """Bytes of one weight in memory."""
+        return np.dtype(self.weight).itemsize / self.per_element
+
+    def stored(self, weights: np.ndarray) -> np.ndarray:
+        """Weights in the order in which they are read as the array that lies in memory."""
+        return weights.astype(self.weight, copy=False)
 
     @abstractmethod
     def multiply(
@@ -88,6 +100,10 @@ class Fp32(Arithmetic):
     accumulator: ClassVar[str] = "float32"
     lane_weight: ClassVar[str] = "float32"
     unroll: ClassVar[int] = 4
+
+    def weight_vector(self, weights: Any, start: Any, step: int, vectors: int, vector: int) -> Any:
+        """The weights that one vector of outputs has for one k step, counted from `start`, as float32."""
+        return weights.vector(start + (step * vectors + vector) * self.lanes, self.lanes)
 
     def multiply_lanes(self, total: Any, value: Any, weight: Any) -> Any:
         return total + value * weight

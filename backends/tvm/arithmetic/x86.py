@@ -30,7 +30,7 @@ class X86Fp32(Fp32):
         for step in range(steps):
             for p, v in pairs:
                 value = T.broadcast(source.scalar(offsets[p] + step), self.lanes)
-                weight = weights.vector(weight_offset + (step * vectors + v) * self.lanes, self.lanes)
+                weight = self.weight_vector(weights, weight_offset, step, vectors, v)
                 accumulators[p][v].value = accumulators[p][v].value + value * weight
 
     def registers_used(self, pixels: int, vectors: int) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..arithmetic import Arithmetic
-from . import depthwise, direct, elementwise, expand_depthwise, integer_elementwise, layout, pointwise, pool
+from . import depthwise, direct, elementwise, expand_depthwise, integer_elementwise, layout, pointwise, pool, weight_only
 from .activations import ACTIVATIONS
 from .epilogues import Dequantize, Epilogue, Requantize
 from .requantize import Addition, StoredGrid, constants
@@ -37,10 +37,12 @@ from .shapes import (
     Window,
     round_up,
 )
+from .weight_only import WeightOnlyDense
 
 FAMILIES: dict[type, Any] = {
     Pointwise: pointwise,
     Dense: pointwise,
+    WeightOnlyDense: weight_only,
     DirectConv: direct,
     Depthwise: depthwise,
     ExpandDepthwise: expand_depthwise,
@@ -103,6 +105,7 @@ __all__ = [
     "ToPacked",
     "ToPlain",
     "Unary",
+    "WeightOnlyDense",
     "Window",
     "constants",
     "describe",

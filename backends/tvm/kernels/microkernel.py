@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
-import numpy as np
-
 from ..arithmetic import Arithmetic
+from ..arithmetic.tir import T
 from .builder import Index, Kernel, Vector, View
 
 CACHE_LINE = 64  # bytes
@@ -36,7 +35,7 @@ class Ahead:
 
         A single tile reads its weights once, front to back, and waits for memory whatever is asked for.
         """
-        per_step = vectors * arithmetic.lanes * np.dtype(arithmetic.weight).itemsize / CACHE_LINE
+        per_step = vectors * arithmetic.lanes * arithmetic.weight_bytes / CACHE_LINE
         if not 1 < tiles <= FEW_TILES * arithmetic.unroll * per_step:
             return None
         share = ceil(depth * per_step / tiles) * _per_line(arithmetic)
@@ -48,7 +47,7 @@ class Ahead:
 
 
 def _per_line(arithmetic: Arithmetic) -> int:
-    return CACHE_LINE // np.dtype(arithmetic.weight).itemsize
+    return int(CACHE_LINE / arithmetic.weight_bytes)
 
 
 class Accumulators:
@@ -65,6 +64,19 @@ class Accumulators:
         for v in range(self._vectors):
             for row, offset in zip(self._rows, starts, strict=True):
                 row[v].value = bias.vector(offset + v * lanes, lanes)
+
+    def clear(self) -> None:
+        """Every register becomes zero."""
+        for register in (register for row in self._rows for register in row):
+            register.value = T.broadcast(T.cast(0, register.dtype), self._arithmetic.lanes)
+
+    def add_scaled(self, sums: Accumulators, scales: View, offset: Index) -> None:
+        """Add those of another tile of this size, each times its output's scale ([vectors][lanes] from `offset` on)."""
+        lanes = self._arithmetic.lanes
+        for v in range(self._vectors):
+            scale = scales.vector(offset + v * lanes, lanes)
+            for total, sum_ in zip(self._rows, sums._rows, strict=True):
+                total[v].value = total[v].value + sum_[v].value * scale
 
     def accumulate(
         self,
@@ -100,7 +112,7 @@ class Accumulators:
             return
         for line in range(ahead.lines):
             place = ((ahead.passed + k) * ahead.lines + line) * _per_line(self._arithmetic)
-            self._kernel.prefetch(weights, ahead.start + place)
+            self._kernel.prefetch(weights, (ahead.start + place) // self._arithmetic.per_element)
 
     def finish(self, store: Callable[[int, int, Vector], None]) -> None:
         """Hand every accumulator to store(pixel, vector, value)."""

@@ -29,9 +29,14 @@ def panels(matrix: np.ndarray, arithmetic: Arithmetic, vectors: int) -> np.ndarr
 
     The last panel may be narrower. What lies beyond the outputs, or beyond the reduction in its last group, is zero.
     """
-    (outputs, reduction), lanes, group = matrix.shape, arithmetic.lanes, arithmetic.group
+    return arithmetic.stored(in_panels(matrix, arithmetic.lanes, arithmetic.group, vectors))
+
+
+def in_panels(matrix: np.ndarray, lanes: int, group: int, vectors: int) -> np.ndarray:
+    """`panels` in the matrix's own dtype."""
+    outputs, reduction = matrix.shape
     count, steps = round_up(outputs, lanes) // lanes, round_up(reduction, group) // group
-    padded = np.zeros((count * lanes, steps * group), arithmetic.weight)
+    padded = np.zeros((count * lanes, steps * group), matrix.dtype)
     padded[:outputs, :reduction] = matrix
     by_vector = padded.reshape(count, lanes, steps, group)
     return np.concatenate(

@@ -105,7 +105,7 @@ def prim_func(spec: Pointwise | Dense, arithmetic: Arithmetic) -> Any:
         given = kernel.parameters(signature(spec, arithmetic))
         output = product_weights.output_of(kernel, arithmetic, spec.epilogue, given, taken=2)
         source, (weights, bias) = given.sources[0], given.weights[:2]
-        nest = _Nest(kernel, arithmetic, p, source, weights, bias, output)
+        nest = Nest(kernel, arithmetic, p, source, weights, bias, output)
         per_entry = 1 if isinstance(spec, Dense) else spec.height * spec.width
         nest.emit(
             images=given.batch if p.images is None else p.images,
@@ -115,7 +115,7 @@ def prim_func(spec: Pointwise | Dense, arithmetic: Arithmetic) -> Any:
 
 
 @dataclass(frozen=True)
-class _Nest:
+class Nest:
     """The loops around the microkernel."""
 
     kernel: Kernel
@@ -183,11 +183,16 @@ class _Nest:
         here = channel * p.depth
         ahead = self.ahead(here, pixel, pixels, cut)
         tile.accumulate(self.source.at(image), offsets, self.weights, here, p.reduction, ahead)
-        output, ends_here = self.output.at(image), cut.count == 1 and cut.start + cut.size == p.vectors
+        self.store(tile, self.output.at(image), pixel, channel, cut)
 
-        def store(i: int, v: int, value: Vector) -> None:
+    def store(self, tile: Accumulators, output: Output, pixel: Index, channel: Index, cut: Segment) -> None:
+        """Write a finished tile whose first row is `pixel` and whose first output is `channel`."""
+        p, lanes = self.product, self.arithmetic.lanes
+        ends_here = cut.count == 1 and cut.start + cut.size == p.vectors
+
+        def write(i: int, v: int, value: Vector) -> None:
             used = p.rest if ends_here and v == cut.size - 1 else 0
             first = channel + v * lanes
             output.write((pixel + i) * p.pitch_out + first, value, first, used)
 
-        tile.finish(store)
+        tile.finish(write)

@@ -44,10 +44,10 @@ def segments(extent: int, size: int) -> Iterator[Segment]:
 
 
 @cache
-def register_tile(arithmetic: Arithmetic, pixels: int, vectors: int, reserved: int = 0) -> Tile:
+def register_tile(arithmetic: Arithmetic, pixels: int, vectors: int, reserved: int = 0, totals: int = 0) -> Tile:
     """The tile that covers `pixels` x `vectors` at the least estimated time, tails included.
 
-    `reserved` registers per vector are kept free.
+    `reserved` registers per vector are kept free, and `totals` per accumulator.
     """
 
     def time(tile: Tile) -> float:
@@ -62,7 +62,7 @@ def register_tile(arithmetic: Arithmetic, pixels: int, vectors: int, reserved: i
         Tile(p, v)
         for p in range(1, min(pixels, WIDEST) + 1)
         for v in range(1, min(vectors, arithmetic.registers) + 1)
-        if (p, v) == (1, 1) or arithmetic.registers_used(p, v) + reserved * v <= arithmetic.registers
+        if (p, v) == (1, 1) or arithmetic.registers_used(p, v) + reserved * v + totals * p * v <= arithmetic.registers
     ]
     return min(candidates, key=time)
 
