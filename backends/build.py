@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from ..ir.errors import UsageError
 from ..ir.graph import Graph
+from ..ir.verify import SCALE_ARGUMENT
 from .artifact import Artifact
 from .target import Target
 
@@ -14,7 +15,8 @@ def build(graph: Graph, target: Target, recipe: str) -> Artifact:
     Raises BuildError naming the ops (and source lines) that the target cannot take, UsageError for quantizers
     without scales.
     """
-    if "fake-quant" in graph.properties and "calibrated" not in graph.properties:
+    is_calibrated = "fake-quant" not in graph.properties or "calibrated" in graph.properties
+    if not is_calibrated and graph.calls(*SCALE_ARGUMENT):
         raise UsageError(target.name, "the model has quantizers without scales", "add 'calibrate' to the recipe")
     return _BUILDERS[target.kind, target.code](graph, target, recipe)
 

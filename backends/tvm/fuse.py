@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from ...ir.graph import Graph
+from ...ir.integers.packed_weights import WEIGHT_ONLY
 from ...ir.ops import arguments, is_op, only_user, op_name
 from .fuse_integers import IntegerPair, IntegerSum, integer_kernels
 from .kernels import ACTIVATIONS, Epilogue, Window
@@ -58,7 +59,7 @@ def plan(graph: Graph) -> Plan:
     """Choose the fused kernels of a frozen graph."""
     products: dict[fx.Node, Product] = {}
     claimed: set[fx.Node] = set()
-    for node in graph.calls("conv2d", "linear"):
+    for node in graph.calls("conv2d", "linear", WEIGHT_ONLY):
         if has_kernel(node):
             product = _with_epilogue(node, claimed)
             claimed |= set(_chain(product))
@@ -74,11 +75,19 @@ def plan(graph: Graph) -> Plan:
 
 def has_kernel(node: fx.Node) -> bool:
     """Float32 conv2d with numeric padding, or linear, whose weight and bias are weights of the graph."""
+    if is_op(node, WEIGHT_ONLY):
+        return has_known_rows(node)
     if node.target not in (torch.ops.aten.conv2d.default, torch.ops.aten.linear.default):
         return False
     call = arguments(node)
     is_weight = call.weight.op == "get_attr" and (call.bias is None or call.bias.op == "get_attr")
     return is_weight and node.meta["val"].dtype == torch.float32 and (op_name(node) == "linear" or _is_batched(node))
+
+
+def has_known_rows(node: fx.Node) -> bool:
+    """A linear layer on a matrix, or on more dims of known extents, which become the rows of one."""
+    extents = node.meta["val"].shape
+    return len(extents) == 2 or not any(isinstance(extent, torch.SymInt) for extent in extents)
 
 
 def window(node: fx.Node) -> Window:

@@ -137,7 +137,7 @@ def _pooled(emitter: Emitter, kernel: IntegerSum, spec: Any, channels: int) -> r
 
 def _mul(emitter: Emitter, kernel: IntegerSum) -> bool:
     call = arguments(kernel.node)
-    order, multiplier = operands(emitter, kernel.node, call.left, call.right), arguments(kernel.finish).multiplier
+    order, multiplier = operands(emitter, kernel.finish, call.left, call.right), arguments(kernel.finish).multiplier
     if order is None or multiplier.meta["val"].ndim:
         return False
     left, right, per_channel = order

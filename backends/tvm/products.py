@@ -12,9 +12,11 @@ import numpy as np
 from torch import fx
 from tvm import relax
 
-from ...ir.ops import arguments, op_name
+from ...ir.integers.packed_weights import WEIGHT_ONLY
+from ...ir.ops import arguments, is_op, op_name
+from . import weight_only
 from .fuse import Pair, Product, is_depthwise, is_pointwise, window
-from .kernels import Dense, Depthwise, DirectConv, ExpandDepthwise, Pointwise
+from .kernels import Dense, Depthwise, DirectConv, ExpandDepthwise, Pointwise, WeightOnlyDense
 
 if TYPE_CHECKING:
     from .relax import Emitter
@@ -24,7 +26,7 @@ def emit(emitter: Emitter, kernel: Product | Pair) -> None:
     """Emit the kernel and record its value under its result node."""
     if isinstance(kernel, Pair):
         _emit_pair(emitter, kernel)
-    elif op_name(kernel.node) == "linear":
+    elif op_name(kernel.node) in ("linear", WEIGHT_ONLY):
         _emit_linear(emitter, kernel)
     else:
         _emit_conv(emitter, kernel)
@@ -66,9 +68,7 @@ def _emit_pair(emitter: Emitter, pair: Pair) -> None:
 def _emit_linear(emitter: Emitter, product: Product) -> None:
     """Rows are all leading dims in one."""
     result = product.result.meta["val"].shape
-    weight, bias = _weights(emitter, product.node)
-    assert weight is not None
-    out_features, in_features = weight.shape
+    out_features, in_features = int(result[-1]), int(arguments(product.node).input.meta["val"].shape[-1])
     first = emitter.values[product.source]
     residual = [] if product.residual is None else [emitter.values[product.residual]]
     if len(result) != 2:
@@ -77,8 +77,17 @@ def _emit_linear(emitter: Emitter, product: Product) -> None:
         residual = [_reshape(emitter, r, [rows, out_features]) for r in residual]
     else:
         rows = emitter.batch(product.node)
-    spec = Dense(rows, in_features, out_features, product.epilogue)
-    value = emitter.product_kernel(product.result, spec, [first, *residual], [weight, bias])
+    arithmetic = weight_only.arithmetic(emitter, product.node)
+    spec: Any
+    if arithmetic is None:
+        is_packed = is_op(product.node, WEIGHT_ONLY)
+        weights = weight_only.floats(emitter, product.node) if is_packed else _weights(emitter, product.node)
+        spec = Dense(rows, in_features, out_features, product.epilogue)
+    else:
+        scales = weight_only.scales(product.node)
+        spec = WeightOnlyDense(rows, in_features, out_features, scales, product.epilogue)
+        weights = weight_only.arrays(emitter, product.node)
+    value = emitter.product_kernel(product.result, spec, [first, *residual], weights, arithmetic)
     emitter.values[product.result] = value if len(result) == 2 else _reshape(emitter, value, [int(s) for s in result])
 
 

@@ -20,8 +20,8 @@ from ...ir.errors import BuildError, first_line
 from ...ir.graph import Graph
 from ...ir.ops import describe, is_random, op_name, writes
 from ..target import Target
-from . import integer_kernels, packed_ops, plain_integers, products
-from .arithmetic import Arithmetic, fp32, integers
+from . import integer_kernels, packed_ops, plain_integers, products, weight_only
+from .arithmetic import Arithmetic, Integers, fp32, integers
 from .fuse import Plan, plan
 from .fuse_integers import IntegerPair, IntegerSum
 from .importer_faults import is_converted_wrongly
@@ -136,7 +136,7 @@ class Emitter:
             with self.builder.dataflow():
                 self.values.update({node: self._shifted(node, value, 1) for node, value in inputs.items()})
                 for node in self.graph.nodes:
-                    if node.op == "get_attr":
+                    if node.op == "get_attr" and not weight_only.is_packed(node):
                         self.values[node] = self._weight(node)
                     elif node.op == "call_function" and node not in self.plan.absorbed:
                         self._call(node)
@@ -166,7 +166,7 @@ class Emitter:
         kind = relax.TensorType([batch, *shape[1:]], shapes.result)
         activations, rest = inputs[: len(shapes.inputs)], inputs[len(shapes.inputs) :]
         call = relax.call_tir(symbol, [*activations, *map(self.constant, weights), *rest], kind)
-        kind_of = "" if arithmetic is self.arithmetic else "int8 "
+        kind_of = "int8 " if isinstance(arithmetic, Integers) else ""
         self.layers.append(Layer(node.name, symbol.name_hint, kind_of + describe_kernel(spec, arithmetic)))
         return self.builder.emit(call, node.name)
 

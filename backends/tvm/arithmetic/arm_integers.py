@@ -19,6 +19,17 @@ class NeonIntegers(Integers):
     unroll: ClassVar[int] = 16
     group: ClassVar[int] = 4
 
+    table_lanes: ClassVar[int] = 16
+
+    def look_up(self, table: Any, places: Any) -> Any:
+        """Four tables of 64 bytes (tbl); a place outside of one gives zero."""
+        found = T.broadcast(T.cast(0, "int8"), 16)
+        for quarter in range(4):
+            parts = [table.vector(64 * quarter + 16 * i, 16) for i in range(4)]
+            inside = places - T.broadcast(T.cast(64 * quarter - 128, "int8"), 16)
+            found = found | T.call_llvm_pure_intrin("int8x16", "llvm.aarch64.neon.tbl4", *parts, inside)
+        return found
+
     @abstractmethod
     def add_products(self, total: Any, four: Any, weight: Any) -> Any:
         """total plus the products of four activations (an int32) with four weights (int8x16) for each lane."""

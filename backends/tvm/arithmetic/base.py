@@ -116,6 +116,12 @@ class Integers(Arithmetic):
     accumulator: ClassVar[str] = "int32"
     lane_weight: ClassVar[str] = "int16"
 
+    table_lanes: ClassVar[int] = 0  # bytes that `look_up` takes at a time; 0 where it looks up one by one
+
+    def look_up(self, table: Any, places: Any) -> Any:
+        """The bytes of a table of 256 at `table_lanes` places, which are bytes as they lie in memory."""
+        raise NotImplementedError
+
     def multiply_lanes(self, total: Any, value: Any, weight: Any) -> Any:
         """Operands of 16 bits: LLVM finds vpmaddwd or smlal for them."""
         kind = f"int32x{self.lanes}"

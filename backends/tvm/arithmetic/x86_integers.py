@@ -72,6 +72,18 @@ class Vnni(X86Integers):
             four = _or(T.cast(source.scalar(offset + i), "int32") << T.int32(8 * i) for i in range(count))
         return T.reinterpret(T.broadcast(four, self.lanes), dtype=f"uint8x{self.lanes * 4}")
 
+    @property
+    def table_lanes(self) -> int:  # type: ignore[override]
+        """AVX-512 VBMI, which every CPU of that row has, permutes 64 bytes; AVX-VNNI has nothing of the kind."""
+        return 64 if self.lanes == 16 else 0
+
+    def look_up(self, table: Any, places: Any) -> Any:
+        """Two permutes of 128 bytes each (vpermi2b), of which the place's upper bit chooses one."""
+        quarters = [table.vector(64 * i, 64) for i in range(4)]
+        permute = "llvm.x86.avx512.vpermi2var.qi.512"
+        low, high = (T.call_llvm_pure_intrin("uint8x64", permute, quarters[i], places, quarters[i + 1]) for i in (0, 2))
+        return T.Select(places < T.broadcast(T.cast(128, "uint8"), 64), low, high)
+
     def add_products(self, total: Any, group: Any, weights: Any, offset: Any) -> Any:
         intrinsic = f"llvm.x86.avx512.vpdpbusd.{self.lanes * 32}"
         weight = weights.vector(offset, self.lanes * 4)

@@ -11,7 +11,17 @@ from typing import Any
 import numpy as np
 
 from ..arithmetic import Arithmetic
-from . import depthwise, direct, elementwise, expand_depthwise, integer_elementwise, layout, pointwise, pool, weight_only
+from . import (
+    depthwise,
+    direct,
+    elementwise,
+    expand_depthwise,
+    integer_elementwise,
+    layout,
+    pointwise,
+    pool,
+    weight_only,
+)
 from .activations import ACTIVATIONS
 from .epilogues import Dequantize, Epilogue, Requantize
 from .requantize import Addition, StoredGrid, constants

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arithmetic import Arithmetic
+from ..arithmetic import Arithmetic, Integers
 from ..arithmetic.tir import T
 from .builder import Index, Kernel, Parameters, Vector, View
 from .requantize import CONSTANTS, Constant, Steps
@@ -51,7 +51,8 @@ def prim_func(spec: Elementwise, arithmetic: Arithmetic) -> Any:
             if isinstance(spec, ToIntegers):
                 _quantize_row(kernel, spec, arithmetic, given, image, row)
             elif isinstance(spec, Lookup):
-                _look_up_row(kernel, spec, pitch, given, image, row)
+                assert isinstance(arithmetic, Integers)
+                _look_up_row(kernel, spec, arithmetic, given, image, row)
             else:
                 _row(kernel, spec, arithmetic, given, image, row)
     return kernel.prim_func
@@ -81,12 +82,25 @@ def _times(grid: Steps, own: Vector, other: Vector) -> Vector:
     return grid.rounded(own * centered * grid.number(Constant.SCALE))
 
 
-def _look_up_row(kernel: Kernel, spec: Lookup, pitch: int, given: Parameters, image: Index, row: Index) -> None:
+def _look_up_row(
+    kernel: Kernel, spec: Lookup, arithmetic: Integers, given: Parameters, image: Index, row: Index
+) -> None:
+    """By whole vectors of bytes; the last one begins early enough to end with the row, and does some bytes again."""
     source, target, table = given.sources[0].at(image), given.target.at(image), given.weights[0]
-    smallest = np.iinfo(source.dtype).min
-    with kernel.loop(spec.width * pitch) as i:
-        place = row * (spec.width * pitch) + i
-        target.store(place, table.scalar(T.cast(source.scalar(place), "int32") - smallest))
+    length, lanes = spec.width * round_up(spec.channels, arithmetic.lanes), arithmetic.table_lanes
+    if not lanes or length < lanes:
+        smallest = np.iinfo(source.dtype).min
+        with kernel.loop(length) as i:
+            place = row * length + i
+            target.store(place, table.scalar(T.cast(source.scalar(place), "int32") - smallest))
+        return
+    whole, rest = divmod(length, lanes)
+    with kernel.loop(whole) as i:
+        place = row * length + i * lanes
+        target.store(place, arithmetic.look_up(table, source.vector(place, lanes)), lanes)
+    if rest:
+        place = row * length + length - lanes
+        target.store(place, arithmetic.look_up(table, source.vector(place, lanes)), lanes)
 
 
 def _quantize_row(

@@ -77,7 +77,7 @@ def test_every_kernel_gives_the_bytes_of_the_graph(activations):
     graph, x = integer_graph(seeded(EveryKernel), (3, 18, 17), activations)
     target = Target.get("local")
     model = to_relax(graph, target)  # the batch is known at run time
-    assert model.others == {"squeeze": 1, "flatten": 1, "cat": 1} or "cat" in model.others, model.others
+    assert model.others == {"flatten": 1, "cat": 1}  # nothing is left to TVM's own loops
     assert torch.equal(compile_model(model, target)(x)[0], graph(x))
     assert model.integers == 7
 

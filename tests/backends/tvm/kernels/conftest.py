@@ -48,7 +48,7 @@ _INTEGER_MACHINES = {
     "madd, 8 lanes": ("avx2", Madd(8, 16), "haswell", ()),
     "madd, 16 lanes": ("avx512bw", Madd(16, 32), "skylake-avx512", ("-prefer-256-bit",)),
     "vnni, 8 lanes": ("avx_vnni", Vnni(8, 16), "haswell", ("+avxvnni",)),
-    "vnni, 16 lanes": ("avx512_vnni", Vnni(16, 32), "skylake-avx512", ("-prefer-256-bit", "+avx512vnni")),
+    "vnni, 16 lanes": ("avx512vbmi", Vnni(16, 32), "skylake-avx512", ("-prefer-256-bit", "+avx512vnni", "+avx512vbmi")),
     "smull": ("asimd", Smull(4, 32), "generic", ()),
     "sdot": ("asimddp", Sdot(4, 32), "generic", ("+dotprod",)),
 }

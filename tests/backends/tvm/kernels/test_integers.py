@@ -247,9 +247,12 @@ def test_sums_and_products(case, per_channel):
 
 def test_tables_and_layouts(case):
     x, smallest = case.bytes(2, 21, 3, 5), case.ends[0]
-    table = case.bytes(256, what=2).numpy()
-    got = case.runner.images(Lookup(2, 3, 5, 21), x, table)
-    np.testing.assert_array_equal(got.numpy(), table[x.numpy().astype(int) - smallest])
+    table = np.random.default_rng(8).integers(*case.ends, 256).astype(case.dtype)
+    for width in (1, 5, 60):  # shorter than a vector of bytes, with a rest, and several
+        x = case.bytes(2, 21, 3, width)
+        got = case.runner.images(Lookup(2, 3, width, 21), x, table)
+        np.testing.assert_array_equal(got.numpy(), table[x.numpy().astype(int) - smallest])
+    x = case.bytes(2, 21, 3, 5)
     packed = case.runner.packed(x)
     plain = case.runner.call(ToPlain(2, 3, 5, 21), [packed])
     np.testing.assert_array_equal(plain, x.numpy())
