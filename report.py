@@ -250,13 +250,14 @@ class Products:
     @staticmethod
     def of(graph: "Graph") -> "Products":
         from .ir.cost import INTEGER_PRODUCTS
+        from .ir.integers.packed_weights import WEIGHT_ONLY
         from .ir.ops import WEIGHTED_PRODUCTS, is_op
         from .ir.verify import SCALE_ARGUMENT
         from .passes.quantize.lower.exact import is_exact
 
         floats, integers = graph.calls(*WEIGHTED_PRODUCTS), graph.calls(*INTEGER_PRODUCTS)
         fake = sum(is_op(node.args[1], *SCALE_ARGUMENT) for node in floats)
-        return Products(fake, len(floats) + len(integers), is_exact(graph))
+        return Products(fake, len(floats) + len(integers) + len(graph.calls(WEIGHT_ONLY)), is_exact(graph))
 
 
 def _change(before: int, after: int) -> str:

@@ -20,12 +20,13 @@ from ..ir import rewrite
 from ..ir.capture import has_effect
 from ..ir.errors import BuildError
 from ..ir.graph import Graph, attribute, build_module
-from ..ir.ops import WEIGHTED_PRODUCTS, arguments, describe, is_random, is_view, op_name, tensors, writes
+from ..ir.integers.packed_weights import WEIGHT_ONLY
+from ..ir.ops import WEIGHTED_PRODUCTS, arguments, describe, is_op, is_random, is_view, op_name, tensors, writes
 
 # One of these is worth a region of its own; of other ops it takes two, because fusing them saves a trip to memory.
 PRODUCTS = frozenset(
     {
-        *(*WEIGHTED_PRODUCTS, "convolution"),
+        *(*WEIGHTED_PRODUCTS, "convolution", WEIGHT_ONLY),
         *("matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention"),
     }
 )
@@ -63,7 +64,9 @@ def refusal(node: fx.Node) -> str | None:
         return "it writes into memory that other values share"
     if is_random(node):
         return "it draws random numbers"
-    values = [t for n in (node, *node.all_input_nodes) for t in tensors(n.meta.get("val"))]
+    packed = arguments(node).weight if is_op(node, WEIGHT_ONLY) else None  # in a dtype that only its kernel reads
+    read = [n for n in node.all_input_nodes if n is not packed]
+    values = [t for n in (node, *read) for t in tensors(n.meta.get("val"))]
     foreign = sorted({str(t.dtype) for t in values} - {str(dtype) for dtype in _DTYPES})
     return f"it computes in {', '.join(foreign)}" if foreign else None
 

@@ -15,6 +15,7 @@ from .quantize.accuracy.smooth import Smooth
 from .quantize.calibrate import Calibrate
 from .quantize.insert_fake_quant import InsertFakeQuant
 from .quantize.lower.lower_integers import LowerIntegers
+from .quantize.lower.lower_weights import LowerWeights
 from .sparsify import Sparsify
 from .train.finetune import Finetune
 from .train.prune_gradually import PruneGradually
@@ -37,4 +38,5 @@ PASSES: tuple[type[Pass], ...] = (
     QuantizeSensitivity,
     KeepAccuracy,
     LowerIntegers,
+    LowerWeights,
 )
