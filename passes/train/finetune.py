@@ -24,7 +24,7 @@ class Finetune(Pass):
 
     before:  %y = conv2d(%x, w[64,32,3,3], b[64])
     after:   %y = conv2d(%x, w[64,32,3,3], b[64]), with other numbers in w and b
-    skips:   a learned scale that has shrunk to its floor; what cannot be trained is an error
+    skips:   a learned scale that has moved to its limit; what cannot be trained is an error
 
     Batch norm and dropout are in training form while it runs, and the graph is in eval form afterwards. The zeros of
     sparse weights stay. A calibrated graph is trained through its quantizers with straight-through gradients
@@ -94,7 +94,8 @@ class Finetune(Pass):
     """The options of the prune-channels that is to follow, such as `"macs=0.5"`: for growing and soft."""
     scales: str = "frozen"
     """Of quantizers, as `calibrate` set them. frozen: they stay. learned: they are trained along with the weights
-    (learned step size, Esser et al., 2020); zero points stay."""
+    (learned step size, Esser et al., 2020); zero points stay. With sgd the scale itself is trained, as in the paper;
+    with adamw its ratio to the calibrated one, which moves by about `lr` a step at most."""
     freeze_batch_norm: int = 0
     """Steps after which batch norms that are part of a quantized layer keep their statistics. Until then they
     normalise with those of each batch. Batch norms with a quantizer behind them that stand alone always keep theirs."""

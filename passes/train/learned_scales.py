@@ -16,8 +16,8 @@ from ..quantize.settings import bias_and_input
 from .step_size import Step
 
 _SAVED = "|learned"  # behind a scale's name in checkpoints; no weight's name holds it
-# A scale that has shrunk so far has its whole 8-bit range in one of its former steps.
-_LEAST_SHARE = 2.0**-8
+# A scale this much smaller has its whole 8-bit range in one of its former steps, one so much larger the reverse.
+LARGEST_CHANGE = 2.0**8
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ class LearnedScales:
 
     @torch.no_grad()
     def write(self) -> None:
-        """Keep the parameters over their floor, then bring the graph's buffers up to date, activations first."""
+        """Keep the parameters between their limits, then bring the graph's buffers up to date, activations first."""
         for name, latent in self.parameters.items():
-            latent.copy_(torch.maximum(latent, self._floor(name)))
+            latent.copy_(torch.clamp(latent, *self._limits(name)))
         for is_weight in (False, True):
             for learned in self._unique.values():
                 if (learned.step.axis is not None) == is_weight:
@@ -91,19 +91,22 @@ class LearnedScales:
         for name, latent in self.parameters.items():
             latent.copy_(state[name + _SAVED])
 
-    def at_floor(self) -> list[str]:
-        """The names of scales that have shrunk to their floor."""
-        return [n for n, latent in self.parameters.items() if bool((latent.detach() <= self._floor(n)).any())]
+    @torch.no_grad()
+    def at_limit(self) -> list[str]:
+        """The names of scales that have shrunk or grown to their limit."""
+        limits = {name: self._limits(name) for name in self.parameters}
+        return [n for n, p in self.parameters.items() if bool(((p <= limits[n][0]) | (p >= limits[n][1])).any())]
 
     def change(self) -> float:
         """The largest factor, over 1, by which a scale has grown or shrunk."""
         ratios = [(self._graph.weight(name).double() / first).log() for name, first in self._first.items()]
         return float(torch.cat([ratio.abs().flatten() for ratio in ratios]).max().exp())
 
-    def _floor(self, name: str) -> torch.Tensor:
+    def _limits(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """The smallest and the largest value of a parameter."""
         first = self._first[name]
-        floor = (first * _LEAST_SHARE).clamp(min=SMALLEST_SCALE)
-        return floor / first if self._relative else floor
+        low, high = (first / LARGEST_CHANGE).clamp(min=SMALLEST_SCALE), first * LARGEST_CHANGE
+        return (low / first, high / first) if self._relative else (low, high)
 
     def _fit_for_weights(self, learned: Learned, scale: torch.Tensor) -> torch.Tensor:
         largest = scale.double() * learned.step.high

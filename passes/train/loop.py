@@ -16,7 +16,7 @@ from ..sparsity import masks
 from .batches import Counted, Epochs, windows
 from .best import Best, load_weights
 from .checkpoint import Checkpoints, Snapshot, weights_digest
-from .learned_scales import LearnedScales, check_calibrated
+from .learned_scales import LARGEST_CHANGE, LearnedScales, check_calibrated
 from .objective import Objective
 from .optimizers import (
     NORMALISING,
@@ -124,9 +124,9 @@ class Training:
 
     def notes(self) -> tuple[Skip, ...]:
         """What a report should say of scales."""
-        shrunk = self.scales.at_floor() if self.scales is not None else []
-        why = "training shrank it to its floor, 1/256 of the calibrated one; lower 'lr' or set 'clip'"
-        return tuple(Skip(f"scale '{name}'", why) for name in shrunk)
+        lost = self.scales.at_limit() if self.scales is not None else []
+        why = f"training moved it to its limit, {LARGEST_CHANGE:g} times off the calibrated one; lower 'lr'"
+        return tuple(Skip(f"scale '{name}'", why) for name in lost)
 
     # ------------------------------------------------------------ before the first step
 

@@ -60,8 +60,8 @@ def learned_step(
     """What aten.fake_quantize_per_tensor_affine or _per_channel_affine gives with `scale`, bit for bit.
 
     The gradient that the scale would get goes to `latent`, of which the scale is `unit` times a rounded copy. The last
-    four are those of `Step`. Under
-    autocast it computes in float32: levels of 8 bits times a scale of 10 do not fit into a narrower type.
+    four are those of `Step`. Under autocast it computes in float32: levels of 8 bits times a scale of 10 do not fit
+    into a narrower type.
     """
     with torch.autocast(value.device.type, enabled=False):
         return _LearnedStep.apply(value.float(), latent, scale, zero_point, unit, Step(low, high, axis, batched))  # type: ignore[return-value]

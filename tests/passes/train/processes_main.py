@@ -22,6 +22,11 @@ def main(folder):
         "loader": train(FINETUNE, mlp_graph(), loader(4)),
         "accumulated": train(f"{FINETUNE[:-1]}, accumulate=2}}", mlp_graph(), batches(2)),
         "batch-norm": train("finetune{epochs=2, distill=0.5}", conv_graph(), batches(4, (3, 8, 8), 5)),
+        "learned-scales": train(
+            "insert-fake-quant, calibrate, finetune{epochs=2, lr=0.005, scales=learned, freeze-batch-norm=3}",
+            conv_graph(),
+            batches(4, (3, 8, 8), 5),
+        ),
     }
     gradual = (
         f'prune-gradually{{ratio=0.5, cuts=2, finetune="epochs=2, checkpoint-every=1", checkpoint="{folder}/state"}}'

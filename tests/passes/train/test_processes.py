@@ -41,7 +41,9 @@ def alone(text, data):
 
 
 def test_both_processes_end_with_the_same_weights(ended):
-    assert ended.keys() == {"list", "loader", "accumulated", "batch-norm", "resumed", "whole"}
+    assert ended.keys() == {
+        "list", "loader", "accumulated", "batch-norm", "learned-scales", "resumed", "whole",
+    }  # fmt: skip
     for name, (first, second) in ended.items():
         assert same(first, second), name
 
