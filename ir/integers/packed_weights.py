@@ -45,10 +45,10 @@ def check(weight: torch.Tensor, scale: torch.Tensor | None, inputs: int) -> None
         raise UsageError(where, f"the weight is {kind}", "expected int8, uint8 (int4), float16 or bfloat16")
     columns = (inputs + 1) // 2 if weight.dtype == torch.uint8 else inputs
     if weight.ndim != 2 or int(weight.shape[1]) != columns:
-        what = f"a {kind} weight of shape {list(weight.shape)} does not fit {inputs} inputs"
+        what = f"the weight is {kind} of shape {list(weight.shape)}, it does not fit {inputs} inputs"
         raise UsageError(where, what, f"expected [outputs, {columns}]")
     if (scale is None) == (not weight.dtype.is_floating_point):
-        what = f"a {kind} weight has {'no' if scale is None else 'a'} scale"
+        what = f"the weight is {kind} and has {'no' if scale is None else 'a'} scale"
         raise UsageError(where, what, "expected scales for integers, and for nothing else")
     if scale is not None and (scale.ndim != 2 or len(scale) != len(weight) or inputs % scale.shape[1]):
         what = f"scales of shape {list(scale.shape)} for {len(weight)} outputs and {inputs} inputs"

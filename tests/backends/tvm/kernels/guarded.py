@@ -13,6 +13,7 @@ import tvm
 import tvm_ffi
 from conftest import machines
 
+from planish.backends.tvm.arithmetic import Arithmetic, stored_weights
 from planish.backends.tvm.kernels import (
     Binary,
     Dense,
@@ -26,6 +27,7 @@ from planish.backends.tvm.kernels import (
     Spec,
     ToPacked,
     ToPlain,
+    WeightOnlyDense,
     Window,
     prim_func,
     signature,
@@ -51,13 +53,17 @@ SPECS: list[Spec] = [
     ToPacked(1, 5, 3, 7),
     ToPlain(1, 5, 3, 7),
 ]
+# Rows that end within a word of weights, groups that do, outputs that fill no vector.
+INTEGERS = [WeightOnlyDense(1, 33, 17, 1), WeightOnlyDense(5, 33, 70, 3, ADDED)]
+FLOATS = [WeightOnlyDense(1, 33, 17), WeightOnlyDense(5, 33, 70, epilogue=ADDED)]
+PACKED = {"int4": INTEGERS, "int8": INTEGERS, "float16": FLOATS, "bfloat16": FLOATS}
 PAGE = mmap.PAGESIZE
 ALIGNMENT = 64  # of every buffer that TVM or PyTorch hands to a kernel
 
 
-def guarded(shape: tuple[int, ...], side: str) -> np.ndarray:
+def guarded(shape: tuple[int, ...], dtype: str, side: str) -> np.ndarray:
     """Zeros that touch a page without access: at their end (but for the alignment), or at their start."""
-    size = 4 * prod(shape)
+    size = np.dtype(dtype).itemsize * prod(shape)
     pages = -(-size // PAGE)
     memory = mmap.mmap(-1, (pages + 2) * PAGE)
     base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
@@ -66,24 +72,31 @@ def guarded(shape: tuple[int, ...], side: str) -> np.ndarray:
         if protect(ctypes.c_void_p(base + page * PAGE), ctypes.c_size_t(PAGE), 0):
             raise OSError(ctypes.get_errno(), "mprotect")
     offset = PAGE if side == "start" else (pages + 1) * PAGE - -(-size // ALIGNMENT) * ALIGNMENT
-    return np.frombuffer(memory, np.float32, prod(shape), offset).reshape(shape)
+    return np.frombuffer(memory, dtype, prod(shape), offset).reshape(shape)
+
+
+def run(spec: Spec, arithmetic: Arithmetic, target: tvm.target.Target) -> None:
+    function = prim_func(spec, arithmetic).with_attr("global_symbol", "kernel")
+    kernel = tvm.compile(function, target)["kernel"]
+    for side in ("end", "start"):
+        sizes = signature(spec, arithmetic).parameters()
+        arrays = [guarded(tuple(s or 1 for s in shape), dtype, side) for shape, dtype in sizes]
+        kernel(*map(tvm_ffi.from_dlpack, arrays))
 
 
 def main() -> None:
     for machine in machines().values():
         for spec in SPECS:
-            shapes = signature(spec, machine.arithmetic)
-            sizes = [*shapes.inputs, *shapes.weights, *([shapes.residual] if shapes.residual else []), shapes.output]
-            function = prim_func(spec, machine.arithmetic).with_attr("global_symbol", "kernel")
-            kernel = tvm.compile(function, machine.target())["kernel"]
-            for side in ("end", "start"):
-                arrays = [guarded(tuple(s or 1 for s in shape), side) for shape in sizes]
-                kernel(*map(tvm_ffi.from_dlpack, arrays))
-    print(f"{len(SPECS)} kernels stayed inside")
+            run(spec, machine.arithmetic, machine.target())
+        for kind, specs in PACKED.items():
+            arithmetic = stored_weights(machine.arithmetic, kind)
+            for spec in specs if arithmetic is not None else []:
+                run(spec, arithmetic, machine.target())
+    print(f"{len(SPECS) + sum(map(len, PACKED.values()))} kernels stayed inside")
 
 
 if __name__ == "__main__":
     if "--fault" in sys.argv:
-        page = guarded((PAGE // 4,), "end")
+        page = guarded((PAGE // 4,), "float32", "end")
         ctypes.c_float.from_address(page.ctypes.data + PAGE).value = 1.0
     main()
