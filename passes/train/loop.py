@@ -125,8 +125,8 @@ class Training:
     def notes(self) -> tuple[Skip, ...]:
         """What a report should say of scales."""
         lost = self.scales.at_limit() if self.scales is not None else []
-        why = f"training moved it to its limit, {LARGEST_CHANGE:g} times off the calibrated one; lower 'lr'"
-        return tuple(Skip(f"scale '{name}'", why) for name in lost)
+        why = f"training moved it to its limit, {LARGEST_CHANGE:g} times off the calibrated one"
+        return tuple(Skip(f"scale '{name}'", f"{why}; lower 'lr', or use optimizer=adamw") for name in lost)
 
     # ------------------------------------------------------------ before the first step
 

@@ -14,7 +14,7 @@ PAGE = ROOT / "docs" / "fine-tuning.md"
 
 def test_the_page_runs_and_prints_what_it_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run_and_compare(PAGE) == 6
+    assert run_and_compare(PAGE) == 7
 
 
 def test_the_recipe_runs():
