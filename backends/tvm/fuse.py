@@ -74,20 +74,17 @@ def plan(graph: Graph) -> Plan:
 
 
 def has_kernel(node: fx.Node) -> bool:
-    """Float32 conv2d with numeric padding, or linear, whose weight and bias are weights of the graph."""
+    """Float32 conv2d with numeric padding, or linear, whose weight and bias are weights of the graph.
+
+    Those of packed weights always are: lower-weights makes no others.
+    """
     if is_op(node, WEIGHT_ONLY):
-        return has_known_rows(node)
+        return True
     if node.target not in (torch.ops.aten.conv2d.default, torch.ops.aten.linear.default):
         return False
     call = arguments(node)
     is_weight = call.weight.op == "get_attr" and (call.bias is None or call.bias.op == "get_attr")
     return is_weight and node.meta["val"].dtype == torch.float32 and (op_name(node) == "linear" or _is_batched(node))
-
-
-def has_known_rows(node: fx.Node) -> bool:
-    """A linear layer on a matrix, or on more dims of known extents, which become the rows of one."""
-    extents = node.meta["val"].shape
-    return len(extents) == 2 or not any(isinstance(extent, torch.SymInt) for extent in extents)
 
 
 def window(node: fx.Node) -> Window:

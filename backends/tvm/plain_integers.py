@@ -17,10 +17,8 @@ import torch
 from torch import fx
 from tvm import relax
 
-from ...ir.integers.packed_weights import WEIGHT_ONLY
 from ...ir.integers.resizing import ONE
 from ...ir.ops import arguments, op_name
-from . import weight_only
 from .storage import BYTES
 
 if TYPE_CHECKING:
@@ -231,7 +229,6 @@ RULES: dict[str, Callable[[Emitter, fx.Node], relax.Expr]] = {
     "conv_int32": _conv,
     "conv_transpose_int32": _conv_transpose,
     "linear_int32": _linear,
-    WEIGHT_ONLY: weight_only.plain,
     "upsample_nearest2d_int8": _nearest,
     "upsample_bilinear2d_int32": _bilinear,
     **dict.fromkeys(PADS, _pad),

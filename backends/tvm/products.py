@@ -9,6 +9,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import fx
 from tvm import relax
 
@@ -66,17 +67,18 @@ def _emit_pair(emitter: Emitter, pair: Pair) -> None:
 
 
 def _emit_linear(emitter: Emitter, product: Product) -> None:
-    """Rows are all leading dims in one."""
+    """Rows are all leading dims in one; their number is known at run time where one of them is symbolic."""
     result = product.result.meta["val"].shape
     out_features, in_features = int(result[-1]), int(arguments(product.node).input.meta["val"].shape[-1])
     first = emitter.values[product.source]
     residual = [] if product.residual is None else [emitter.values[product.residual]]
-    if len(result) != 2:
-        rows = math.prod(int(s) for s in result[:-1])
-        first = _reshape(emitter, first, [rows, in_features])
-        residual = [_reshape(emitter, r, [rows, out_features]) for r in residual]
-    else:
-        rows = emitter.batch(product.node)
+    is_known = not any(isinstance(extent, torch.SymInt) for extent in result[:-1])
+    rows = math.prod(map(int, result[:-1])) if is_known else None
+    leading = list(first.ty.shape)[:-1]
+    if len(leading) != 1:
+        count = math.prod(leading) if rows is None else rows
+        first = _reshape(emitter, first, [count, in_features])
+        residual = [_reshape(emitter, r, [count, out_features]) for r in residual]
     arithmetic = weight_only.arithmetic(emitter, product.node)
     spec: Any
     if arithmetic is None:
@@ -88,10 +90,12 @@ def _emit_linear(emitter: Emitter, product: Product) -> None:
         spec = WeightOnlyDense(rows, in_features, out_features, scales, product.epilogue)
         weights = weight_only.arrays(emitter, product.node)
     value = emitter.product_kernel(product.result, spec, [first, *residual], weights, arithmetic)
-    emitter.values[product.result] = value if len(result) == 2 else _reshape(emitter, value, [int(s) for s in result])
+    if len(leading) != 1:
+        value = _reshape(emitter, value, [*leading, out_features])
+    emitter.values[product.result] = value
 
 
-def _reshape(emitter: Emitter, value: relax.Expr, shape: list[int]) -> relax.Expr:
+def _reshape(emitter: Emitter, value: relax.Expr, shape: list[Any]) -> relax.Expr:
     return emitter.builder.emit(relax.op.reshape(value, shape))
 
 

@@ -18,6 +18,7 @@ from tvm.relax.frontend.torch.exported_program_translator import ExportedProgram
 from ...ir.cost import INTEGER_PRODUCTS
 from ...ir.errors import BuildError, first_line
 from ...ir.graph import Graph
+from ...ir.integers.packed_weights import WEIGHT_ONLY
 from ...ir.ops import describe, is_random, op_name, writes
 from ..target import Target
 from . import integer_kernels, packed_ops, plain_integers, products, weight_only
@@ -93,7 +94,7 @@ def to_relax(graph: Graph, target: Target) -> RelaxModel:
 def unsupported(graph: Graph, *, own_kernels: bool = True) -> list[fx.Node]:
     """The calls that TVM's importer (and, with `own_kernels`, our converters) cannot take, or would take wrongly."""
     known = ExportedProgramImporter().convert_map
-    ours = {*CONVERTERS, *plain_integers.OPS} if own_kernels else set()
+    ours = {*CONVERTERS, *plain_integers.OPS, WEIGHT_ONLY} if own_kernels else set()
     calls = [node for node in graph.nodes if node.op == "call_function"]
 
     def is_taken(node: fx.Node) -> bool:

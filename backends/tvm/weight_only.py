@@ -1,7 +1,4 @@
-"""Linear layers with packed weights: what their kernel reads, and how they are computed where there is none."""
-
-# TVM 0.27 annotates many functions more narrowly than what they take.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
+"""Linear layers with packed weights: what their kernels read."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import fx
-from tvm import relax
 
 from ...ir.integers.packed_weights import WEIGHT_ONLY, dequantized, steps
 from ...ir.ops import arguments, is_op
@@ -53,14 +49,6 @@ def arrays(emitter: Emitter, node: fx.Node) -> list[np.ndarray | None]:
 def floats(emitter: Emitter, node: fx.Node) -> list[np.ndarray | None]:
     """Weight and bias in float32, as large as they were."""
     call = arguments(node)
-    given = (None if n is None else emitter.graph.weight(n).detach() for n in (call.weight, call.scale))
-    weight = dequantized(*given, int(call.input.meta["val"].shape[-1]))
+    scale = None if call.scale is None else emitter.graph.weight(call.scale).detach()
+    weight = dequantized(emitter.graph.weight(call.weight).detach(), scale, int(call.input.meta["val"].shape[-1]))
     return [weight.numpy(), None if call.bias is None else emitter.array(call.bias)]
-
-
-def plain(emitter: Emitter, node: fx.Node) -> relax.Expr:
-    """The layer in TVM's own ops on float32 weights, for any shape."""
-    weight, bias = floats(emitter, node)
-    assert weight is not None
-    product = relax.op.matmul(emitter.values[arguments(node).input], emitter.constant(weight.T))
-    return product if bias is None else relax.op.add(product, emitter.constant(bias))

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .arm import NeonFp32
-from .base import Fp32
+from .base import Arithmetic, Fp32
 from .tir import T
 from .x86 import X86Fp32
 
@@ -161,8 +161,8 @@ _KINDS: dict[type, dict[str, type[StoredWeights]]] = {
 WEIGHTS = tuple(_KINDS[X86Fp32])
 
 
-def stored_weights(arithmetic: Fp32, kind: str) -> StoredWeights | None:
-    """The arithmetic of the same machine with weights of a kind (`WEIGHTS`); None where it cannot unpack them.
+def stored_weights(arithmetic: Arithmetic, kind: str) -> StoredWeights | None:
+    """The fp32 arithmetic of a machine with weights of a kind (`WEIGHTS`); None where it cannot unpack them.
 
     x86 without AVX2 has no instruction for float16.
     """

@@ -25,8 +25,8 @@ class LowerWeights(Pass):
 
     before:  %wq = fake_quantize(%fc.weight, ...);  %y = linear(%x, %wq, %b)
     after:   %y = linear_weight_only(%x, %fc.weight_int4, %fc.weight_scales, %b)
-    skips:   a layer that is not linear; one that reads quantized activations (lower-integers takes it); weights with
-             zero points; a graph in which no weight is rounded
+    skips:   a layer that is not linear; one that reads quantized activations (lower-integers takes it); a computed
+             weight or bias; weights with zero points or rounded to another type; a graph in which no weight is rounded
 
     Weights of up to 4 bits are stored as int4, two a byte, of up to 8 bits as int8, with a float32 scale for each
     output, or group of its inputs; those rounded to float16 or bfloat16 as that. Activations, sums and results stay
@@ -65,6 +65,9 @@ def _why_not(graph: Graph, node: fx.Node) -> str:
         return "its input is quantized too"
     if stored_weight(node) is None:
         return "its weight is computed, not stored"
+    bias = arguments(node).bias
+    if bias is not None and bias.op != "get_attr":
+        return "its bias is computed, not stored"
     quantizer = weight_quantizer(node)
     if quantizer is None:
         dtype: Any = _cast_to(node)

@@ -45,6 +45,16 @@ def test_a_dynamic_batch_survives(name):
         torch.testing.assert_close(compiled(x)[0].double(), model(x.double()), **FLOAT32)
 
 
+def test_a_dynamic_batch_of_tokens():
+    """Rows are two dims, one of them known at run time."""
+    model = nn.Sequential(nn.Linear(6, 20), nn.GELU(), nn.Linear(20, 5))
+    graph = capture(model.eval(), (torch.randn(2, 3, 6),))
+    compiled = compile_model(to_relax(graph, Target.get("local")), Target.get("local"))
+    for batch in (1, 7):
+        x = image((3, 6), batch)
+        torch.testing.assert_close(compiled(x)[0].double(), graph(x).double(), **FLOAT32)
+
+
 class Shapes(nn.Module):
     """Pools, a pad of one side, a dilated conv, a grouped conv, a cat and a strided 1x1."""
 

@@ -69,23 +69,16 @@ def test_more_dims_are_rows(options):
     assert all(layer["kernel"].startswith("dense, ") for layer in compiled.report.layers)
 
 
-def test_a_batch_known_at_run_time():
-    graph, _ = packed("weight-bits=4", 3, 32)
+@pytest.mark.parametrize("rows", [(3,), (3, 5)], ids=str)
+def test_a_batch_known_at_run_time(rows):
+    graph, _ = packed("weight-bits=4, weight-group=8", *rows, 32)
     target = Target.get("local")
     model = to_relax(graph, target)
     assert [layer.kernel.split(",")[1] for layer in model.layers] == [" int4 weights"] * 2
-    x = torch.randn(7, 32, generator=torch.Generator().manual_seed(2))
-    close(compile_model(model, target)(x)[0], graph(x))
-
-
-@pytest.mark.parametrize("options", ["weight-bits=4, weight-group=8", "weights=float16"])
-def test_rows_of_unknown_number_in_more_dims_are_tvms(options):
-    """There the weights are floats again."""
-    graph, x = packed(options, 3, 5, 32)
-    target = Target.get("local")
-    model = to_relax(graph, target)
-    assert model.others["linear_weight_only"] == 2 and model.layers == ()
-    close(compile_model(model, target)(x)[0], graph(x))
+    compiled = compile_model(model, target)
+    for batch in (1, 7):
+        x = torch.randn(batch, *rows[1:], 32, generator=torch.Generator().manual_seed(2))
+        close(compiled(x)[0], graph(x))
 
 
 # NEON in the emulator; AVX2 where this processor or the emulator has it.

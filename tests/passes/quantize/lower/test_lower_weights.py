@@ -118,6 +118,25 @@ def test_zero_points_are_declined():
     assert [s.why for s in step.result.skipped] == ["its weight has zero points; its weights stay rounded floats"]
 
 
+def test_a_computed_bias_or_weight_is_declined():
+    class Computed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x, which):
+            small = self.layer.weight.to(torch.float16).to(torch.float32)
+            other = (self.layer.weight * which).to(torch.float16).to(torch.float32)
+            return nn.functional.linear(x, small, self.layer.bias * which) + nn.functional.linear(x, other)
+
+    graph = capture(settled(Computed), (random_data(2, 4), torch.ones(1)))
+    (step,) = Pipeline.parse("lower-weights").run(graph).steps
+    assert [s.why.partition(";")[0] for s in step.result.skipped] == [
+        "its bias is computed, not stored",
+        "its weight is computed, not stored",
+    ]
+
+
 def test_other_floats_are_declined():
     class Double(nn.Linear):
         def forward(self, x):
