@@ -1,5 +1,7 @@
 """Models with packed weights, built for this machine and for boards: numbers of the graph, bytes as promised."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from planish.backends.tvm.build import compile_model
 from planish.backends.tvm.relax import to_relax
 from planish.ir.errors import BuildError
 from planish.ir.graph import Graph
+from planish.ir.specialize import fix_batch
 
 PACKED = "insert-fake-quant{{activations=none, {}}}, calibrate{{data=none}}, lower-weights"
 # What kernels are called, bytes of a weight, and scales: one for each of 64 + 32 outputs, or 8 of its inputs, or none.
@@ -79,6 +82,17 @@ def test_a_batch_known_at_run_time(rows):
     for batch in (1, 7):
         x = torch.randn(batch, *rows[1:], 32, generator=torch.Generator().manual_seed(2))
         close(compiled(x)[0], graph(x))
+
+
+def test_where_float16_has_no_instruction_weights_are_float32():
+    graph, _ = packed("weights=float16", 3, 32)
+    sse = replace(Target.get("x86-64-v3"), cpu="x86-64", features=(), lanes=4)
+    model = to_relax(fix_batch(graph, 3), sse)
+    assert all(layer.kernel.startswith("dense, tile") for layer in model.layers) and len(model.layers) == 2
+    assert model.weight_bytes == 2 * 2048 * 4 + 4 * (64 + 32)
+    x = torch.randn(3, 32, generator=torch.Generator().manual_seed(2))
+    if Target.get("local").triple.startswith("x86_64"):
+        close(compile_model(model, sse)(x)[0], graph(x))
 
 
 # NEON in the emulator; AVX2 where this processor or the emulator has it.
