@@ -88,7 +88,7 @@ def integer_graph(drawn: list[Layer], activations: str, seed: int) -> tuple[plan
 
 
 def drawn_layers(examples: int):
-    """A few lists of layers, the simplest first; what fails is printed as it is, since making it smaller would compile for minutes."""
+    """A few lists of layers, the simplest first. What fails is printed as it is: shrinking it would take minutes."""
     chosen = settings(
         max_examples=examples,
         deadline=None,
