@@ -35,6 +35,7 @@ class Finetune(Pass):
 
     name: ClassVar[str] = "finetune"
     needs: ClassVar[frozenset[str]] = frozenset({"data"})
+    refuses: ClassVar[frozenset[str]] = frozenset({"integers"})  # they have no gradient
 
     epochs: int | None = None
     """Passes over the data; 1 where neither this nor `steps` is given."""
