@@ -39,7 +39,7 @@ def pack(spec: Elementwise, arithmetic: Arithmetic, numbers: np.ndarray) -> list
 
 
 def describe(spec: Elementwise, arithmetic: Arithmetic) -> str:
-    return f"integer {_NAMES[type(spec)]}, vectors of {arithmetic.lanes}"
+    return f"{_NAMES[type(spec)]}, vectors of {arithmetic.lanes}"
 
 
 def prim_func(spec: Elementwise, arithmetic: Arithmetic) -> Any:
