@@ -10,7 +10,7 @@ from torch import fx
 
 from ...ir.integers.packed_weights import WEIGHT_ONLY, dequantized, steps
 from ...ir.ops import arguments, is_op
-from .arithmetic import StoredWeights, stored_weights
+from .arithmetic import StoredWeights, with_stored_weights
 
 if TYPE_CHECKING:
     from .relax import Emitter
@@ -28,7 +28,7 @@ def arithmetic(emitter: Emitter, node: fx.Node) -> StoredWeights | None:
     """How the target multiplies by this call's weights; None for plain weights and where it cannot unpack them."""
     if not is_op(node, WEIGHT_ONLY):
         return None
-    return stored_weights(emitter.arithmetic, _KINDS[arguments(node).weight.meta["val"].dtype])
+    return with_stored_weights(emitter.arithmetic, _KINDS[arguments(node).weight.meta["val"].dtype])
 
 
 def scales(node: fx.Node) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from .arm import NeonFp32
 from .arm_integers import Sdot, Smull
 from .base import Arithmetic, Integers
-from .stored_weights import StoredWeights, stored_weights
+from .stored_weights import StoredWeights, with_stored_weights
 from .x86 import X86Fp32
 from .x86_integers import Madd, Vnni
 
@@ -56,5 +56,5 @@ __all__ = [
     "X86Fp32",
     "fp32",
     "integers",
-    "stored_weights",
+    "with_stored_weights",
 ]

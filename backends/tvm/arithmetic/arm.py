@@ -23,18 +23,18 @@ class NeonFp32(Fp32):
         weight_offset: Any,
         steps: int,
     ) -> None:
-        vectors = len(accumulators[0])
-        for first in range(0, steps, self.lanes):
-            # Fewer steps than lanes end a row: a whole vector could reach past the buffer.
-            is_whole = first + self.lanes <= steps
-            whole = [source.vector(offset + first, self.lanes) for offset in offsets] if is_whole else None
-            for step in range(first, min(first + self.lanes, steps)):
-                for v in range(vectors):
-                    weight = self.weight_vector(weights, weight_offset, step, vectors, v)
-                    for p, offset in enumerate(offsets):
-                        value = T.Shuffle([whole[p]], [step - first]) if whole else source.scalar(offset + step)
-                        total = accumulators[p][v]
-                        total.value = total.value + T.broadcast(value, self.lanes) * weight
+        # One load holds `lanes` steps. Fewer end a row: a whole vector could reach past the buffer.
+        whole = [
+            [source.vector(offset + first, self.lanes) for offset in offsets]
+            for first in range(0, steps - self.lanes + 1, self.lanes)
+        ]
+        for step, v in self.order(steps, len(accumulators[0])):
+            part, lane = divmod(step, self.lanes)
+            weight = self.weight_vector(weights, weight_offset, step, len(accumulators[0]), v)
+            for p, offset in enumerate(offsets):
+                value = T.Shuffle([whole[part][p]], [lane]) if part < len(whole) else source.scalar(offset + step)
+                total = accumulators[p][v]
+                total.value = total.value + T.broadcast(value, self.lanes) * weight
 
     def registers_used(self, pixels: int, vectors: int) -> int:
         return pixels * vectors + pixels + 2

@@ -105,6 +105,10 @@ class Fp32(Arithmetic):
         """The weights that one vector of outputs has for one k step, counted from `start`, as float32."""
         return weights.vector(start + (step * vectors + vector) * self.lanes, self.lanes)
 
+    def order(self, steps: int, vectors: int) -> list[tuple[int, int]]:
+        """The order in which NEON multiplies: (k step, vector)."""
+        return [(step, vector) for step in range(steps) for vector in range(vectors)]
+
     def multiply_lanes(self, total: Any, value: Any, weight: Any) -> Any:
         return total + value * weight
 

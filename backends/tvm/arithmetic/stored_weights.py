@@ -19,8 +19,6 @@ from .x86 import X86Fp32
 class StoredWeights(Fp32):
     """What all of them share: unpacking costs about as much as two loads, and a few registers."""
 
-    unroll: ClassVar[int] = 8
-
     def registers_used(self, pixels: int, vectors: int) -> int:
         return super().registers_used(pixels, vectors) + vectors + 1
 
@@ -36,11 +34,16 @@ class Words(StoredWeights):
     """
 
     weight: ClassVar[str] = "int32"
+    unroll: ClassVar[int] = 8
     bits: ClassVar[int]
 
     def weight_vector(self, weights: Any, start: Any, step: int, vectors: int, vector: int) -> Any:
         place = start // self.group + (step // self.group * vectors + vector) * self.lanes
         return self.unpacked(weights.vector(place, self.lanes), step % self.group)
+
+    def order(self, steps: int, vectors: int) -> list[tuple[int, int]]:
+        """All of a word in turn: LLVM then spills a third of what it does where all words are open at once."""
+        return [(step, vector) for vector in range(vectors) for step in range(steps)]
 
     def unpacked(self, words: Any, position: int) -> Any:
         """float32 of the integer at a position of every word."""
@@ -161,7 +164,7 @@ _KINDS: dict[type, dict[str, type[StoredWeights]]] = {
 WEIGHTS = tuple(_KINDS[X86Fp32])
 
 
-def stored_weights(arithmetic: Arithmetic, kind: str) -> StoredWeights | None:
+def with_stored_weights(arithmetic: Arithmetic, kind: str) -> StoredWeights | None:
     """The fp32 arithmetic of a machine with weights of a kind (`WEIGHTS`); None where it cannot unpack them.
 
     x86 without AVX2 has no instruction for float16.

@@ -13,7 +13,7 @@ import tvm
 import tvm_ffi
 from conftest import machines
 
-from planish.backends.tvm.arithmetic import Arithmetic, stored_weights
+from planish.backends.tvm.arithmetic import Arithmetic, with_stored_weights
 from planish.backends.tvm.kernels import (
     Binary,
     Dense,
@@ -89,7 +89,7 @@ def main() -> None:
         for spec in SPECS:
             run(spec, machine.arithmetic, machine.target())
         for kind, specs in PACKED.items():
-            arithmetic = stored_weights(machine.arithmetic, kind)
+            arithmetic = with_stored_weights(machine.arithmetic, kind)
             for spec in specs if arithmetic is not None else []:
                 run(spec, arithmetic, machine.target())
     print(f"{len(SPECS) + sum(map(len, PACKED.values()))} kernels stayed inside")

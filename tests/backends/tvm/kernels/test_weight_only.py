@@ -8,7 +8,7 @@ import torch
 import tvm
 from torch.nn import functional as F
 
-from planish.backends.tvm.arithmetic import NeonFp32, X86Fp32, stored_weights
+from planish.backends.tvm.arithmetic import NeonFp32, X86Fp32, with_stored_weights
 from planish.backends.tvm.arithmetic.stored_weights import WEIGHTS
 from planish.backends.tvm.kernels import Epilogue, WeightOnlyDense, describe, pack, prim_func, signature
 
@@ -23,7 +23,7 @@ FLOATS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 def stored(request: pytest.FixtureRequest) -> tuple[Runner, str]:
     name, kind = request.param
     machine = machines()[name]
-    arithmetic = stored_weights(machine.arithmetic, kind)
+    arithmetic = with_stored_weights(machine.arithmetic, kind)
     if arithmetic is None:
         pytest.skip("x86 without AVX2 does not unpack float16")
     return Runner(Machine(arithmetic, machine.cpu, machine.features)), kind
@@ -96,7 +96,7 @@ TARGETS = {
 @pytest.mark.parametrize("groups", [1, 16])
 def test_weights_are_unpacked_in_registers(name, groups):
     machine, facts, unpacking = TARGETS[name]
-    arithmetic = stored_weights(machine, "int4")
+    arithmetic = with_stored_weights(machine, "int4")
     assert arithmetic is not None
     function = prim_func(WeightOnlyDense(1, 512, 256, groups), arithmetic).with_attr("global_symbol", "kernel")
     text = tvm.compile(function, tvm.target.Target({"kind": "llvm", **facts})).mod.inspect_source("asm")
@@ -108,7 +108,7 @@ def test_weights_are_unpacked_in_registers(name, groups):
             found = sum(bool(re.search(instruction, line)) for line in loop)
             assert multiply_adds(loop) * 8 / 9 <= found <= multiply_adds(loop), (instruction, found)
         # LLVM spills some of what it unpacks early on ARM; an accumulator in memory is stored at every multiply-add.
-        assert vector_stores(loop) <= multiply_adds(loop) / 2
+        assert vector_stores(loop) <= multiply_adds(loop) / 6
 
 
 def test_scales_that_do_not_divide_the_inputs():
