@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,7 @@ from .kernels import (
     Window,
     constants,
 )
+from .rows import Rows
 
 if TYPE_CHECKING:
     from .relax import Emitter
@@ -80,21 +80,14 @@ def emit_pair(emitter: Emitter, pair: IntegerPair) -> bool:
 
 def _linear(emitter: Emitter, kernel: IntegerSum) -> bool:
     """Rows are all leading dims in one."""
-    call, result = arguments(kernel.node), kernel.result.meta["val"].shape
+    call = arguments(kernel.node)
     outputs, inputs = map(int, call.weight.meta["val"].shape)
-    first = emitter.values[kernel.source]
-    if len(result) == 2:
-        rows = emitter.batch(kernel.node)
-    else:
-        rows = math.prod(int(s) for s in result[:-1])
-        first = emitter.builder.emit(relax.op.reshape(first, [rows, inputs]))
-    zero_point = stored_zero(emitter, call.input, call.zero_point)
-    spec = Dense(rows, inputs, outputs, _epilogue(kernel))
-    arrays = arrays_of(emitter, kernel, zero_point)
+    rows = Rows.of(kernel.result, emitter.values[kernel.source])
+    first = rows.flat(emitter, emitter.values[kernel.source], inputs)
+    arrays = arrays_of(emitter, kernel, stored_zero(emitter, call.input, call.zero_point))
+    spec = Dense(rows.count, inputs, outputs, _epilogue(kernel))
     value = emitter.product_kernel(kernel.result, spec, [first], arrays, emitter.integers)
-    if len(result) != 2:
-        value = emitter.builder.emit(relax.op.reshape(value, [int(s) for s in result]))
-    emitter.values[kernel.result] = value
+    emitter.values[kernel.result] = rows.unflat(emitter, value, outputs)
     return True
 
 

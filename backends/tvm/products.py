@@ -5,19 +5,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import fx
-from tvm import relax
 
 from ...ir.integers.packed_weights import WEIGHT_ONLY
 from ...ir.ops import arguments, is_op, op_name
 from . import weight_only
 from .fuse import Pair, Product, is_depthwise, is_pointwise, window
 from .kernels import Dense, Depthwise, DirectConv, ExpandDepthwise, Pointwise, WeightOnlyDense
+from .rows import Rows
 
 if TYPE_CHECKING:
     from .relax import Emitter
@@ -70,33 +68,22 @@ def _emit_linear(emitter: Emitter, product: Product) -> None:
     """Rows are all leading dims in one; their number is known at run time where one of them is symbolic."""
     result = product.result.meta["val"].shape
     out_features, in_features = int(result[-1]), int(arguments(product.node).input.meta["val"].shape[-1])
-    first = emitter.values[product.source]
-    residual = [] if product.residual is None else [emitter.values[product.residual]]
-    is_known = not any(isinstance(extent, torch.SymInt) for extent in result[:-1])
-    rows = math.prod(map(int, result[:-1])) if is_known else None
-    leading = list(first.ty.shape)[:-1]
-    if len(leading) != 1:
-        count = math.prod(leading) if rows is None else rows
-        first = _reshape(emitter, first, [count, in_features])
-        residual = [_reshape(emitter, r, [count, out_features]) for r in residual]
+    rows = Rows.of(product.result, emitter.values[product.source])
+    inputs = [rows.flat(emitter, emitter.values[product.source], in_features)]
+    if product.residual is not None:
+        inputs.append(rows.flat(emitter, emitter.values[product.residual], out_features))
     arithmetic = weight_only.arithmetic(emitter, product.node)
     spec: Any
     if arithmetic is None:
         is_packed = is_op(product.node, WEIGHT_ONLY)
         weights = weight_only.floats(emitter, product.node) if is_packed else _weights(emitter, product.node)
-        spec = Dense(rows, in_features, out_features, product.epilogue)
+        spec = Dense(rows.count, in_features, out_features, product.epilogue)
     else:
         scales = weight_only.scales(product.node)
-        spec = WeightOnlyDense(rows, in_features, out_features, scales, product.epilogue)
+        spec = WeightOnlyDense(rows.count, in_features, out_features, scales, product.epilogue)
         weights = weight_only.arrays(emitter, product.node)
-    value = emitter.product_kernel(product.result, spec, [first, *residual], weights, arithmetic)
-    if len(leading) != 1:
-        value = _reshape(emitter, value, [*leading, out_features])
-    emitter.values[product.result] = value
-
-
-def _reshape(emitter: Emitter, value: relax.Expr, shape: list[Any]) -> relax.Expr:
-    return emitter.builder.emit(relax.op.reshape(value, shape))
+    value = emitter.product_kernel(product.result, spec, inputs, weights, arithmetic)
+    emitter.values[product.result] = rows.unflat(emitter, value, out_features)
 
 
 def _weights(emitter: Emitter, node: fx.Node) -> list[np.ndarray | None]:

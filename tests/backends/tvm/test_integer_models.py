@@ -89,6 +89,16 @@ def test_what_has_no_kernel_gives_the_bytes_of_the_graph(activations):
     assert torch.equal(compile_model(to_relax(graph, target), target)(x)[0], graph(x))
 
 
+def test_linear_layers_of_many_dims_keep_a_symbolic_batch():
+    """[batch, tokens, features]: the number of rows is known at run time."""
+    model = seeded(lambda: nn.Sequential(nn.Linear(7, 12), nn.ReLU(), nn.Linear(12, 5)))
+    graph, x = integer_graph(model, (3, 7), "int8")
+    compiled = compile_model(to_relax(graph, Target.get("local")), Target.get("local"))
+    for batch in (1, 4):
+        assert torch.equal(compiled(x[:batch])[0], graph(x[:batch]))
+    assert str(graph.inputs[0].shape) == "('b', 3, 7)"
+
+
 @pytest.mark.parametrize("name", ["resnet", "mobilenet"])
 def test_a_network_gives_the_bytes_of_the_graph(name):
     make, shape = EXAMPLES[name]
