@@ -1,5 +1,6 @@
 """Eight bits in integers beside other tools: accuracy and latency of EfficientNet-Lite0, in one run.
 
+    pip install -e '.[bench,peers]'
     python benchmarks/quantization.py IMAGENET_FOLDER [--threads 1] [--rounds 20]
 
 The folder holds 224 x 224 photographs with `labels.json` (see `data.py`). 100 of them, without labels, calibrate
