@@ -140,7 +140,7 @@ def _summary(rows: list[Row]) -> Iterable[str]:
     seconds = {row["name"]: prune_seconds(row) for row in rows}
     worst = max(seconds, key=lambda name: seconds[name])
     yield (
-        f"- graph + score + cut: median {median(seconds.values()):.2f} s (bar {BAR_MEDIAN} s), "
+        f"- graph + score + cut: median {median(seconds.values()):.3f} s (bar {BAR_MEDIAN} s), "
         f"worst {seconds[worst]:.2f} s, {worst} (bar {BAR_WORST:.0f} s)."
     )
     ratios = {row["name"]: peak_ratio(row) for row in rows if _weights(row) >= WEIGHTS_THAT_COUNT}
@@ -148,7 +148,7 @@ def _summary(rows: list[Row]) -> Iterable[str]:
         worst = max(ratios, key=lambda name: ratios[name])
         yield (
             f"- peak memory of the {len(ratios)} models with {WEIGHTS_THAT_COUNT / 1e6:.0f} MB of weights or more: "
-            f"median {median(ratios.values()):.2f} times the weights, worst {ratios[worst]:.2f}, {worst} "
+            f"median {median(ratios.values()):.3f} times the weights, worst {ratios[worst]:.3f}, {worst} "
             f"(bar {BAR_PEAK:.0f})."
         )
     if small := [_extra(row) / 1e6 for row in rows if _weights(row) < WEIGHTS_THAT_COUNT]:
