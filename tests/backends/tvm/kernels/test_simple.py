@@ -15,7 +15,7 @@ from planish.backends.tvm.kernels import (
     Unary,
     Window,
 )
-from planish.backends.tvm.kernels.shapes import ACTIVATION_NAMES
+from planish.backends.tvm.kernels.epilogues import ACTIVATION_NAMES
 
 from .conftest import close, unpacked
 
