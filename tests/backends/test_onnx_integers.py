@@ -9,6 +9,7 @@ import pytest
 import torch
 from lower_cases import lower, lower_net, random_data, settled
 from models import EXAMPLES
+from onnx_cases import needs_exact_onnxruntime
 from torch import nn
 from torch.nn import functional
 
@@ -21,6 +22,8 @@ from planish.ir.errors import BuildError, UsageError
 from planish.ir.ops import op_name
 from planish.passes.base import Context
 from planish.passes.pipeline import Pipeline
+
+pytestmark = needs_exact_onnxruntime
 
 OPS = torch.ops.planish
 

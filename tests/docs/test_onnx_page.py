@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from onnx_cases import needs_exact_onnxruntime
 from pages import run_and_compare
 
 import planish
@@ -9,6 +10,7 @@ import planish
 PAGE = Path(str(planish.__file__)).parent / "docs" / "onnx.md"
 
 
+@needs_exact_onnxruntime
 def test_the_page_runs_and_prints_what_it_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run_and_compare(PAGE) == 4
