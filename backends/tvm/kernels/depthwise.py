@@ -113,10 +113,7 @@ class Taps:
 
     def start(self, row: Index, columns: Columns, i: int) -> Index:
         """Where the biases of the class lie that column i of a tile belongs to."""
-        if self.borders is None:
-            return 0
-        across = len(self.borders.patterns)
-        return (self.borders.row(row) * across + self.borders.column(columns, i)) * self.channels
+        return 0 if self.borders is None else self.borders.index(row, columns, i) * self.channels
 
 
 def prim_func(spec: Depthwise, arithmetic: Arithmetic) -> Any:

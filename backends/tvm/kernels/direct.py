@@ -197,10 +197,8 @@ class _Nest:
         p = self.plan
         if p.borders is None:
             return [channel]
-        outputs, across = p.groups * p.vectors * self.arithmetic.lanes, len(p.borders.patterns)
-        line = p.borders.row(place.row) * across
-        columns = place.columns
-        return [(line + p.borders.column(columns, i)) * outputs + channel for i in range(columns.size)]
+        outputs, columns = p.groups * p.vectors * self.arithmetic.lanes, place.columns
+        return [p.borders.index(place.row, columns, i) * outputs + channel for i in range(columns.size)]
 
     def feed(self, sums: Accumulators, place: _Place, tap_row: Index, panel: Index, ahead: Ahead | None) -> None:
         """One row of the window over packed channels: the channels of each tap are one run.

@@ -155,10 +155,7 @@ class _Tile:
             return T.broadcast(T.cast(self.arithmetic.lowest, self._kind()), self.lanes)
         if self.biases is None:
             return broadcast(0.0, self.lanes)
-        place = 0
-        if self.borders is not None:
-            across = len(self.borders.patterns)
-            place = (self.borders.row(row) * across + self.borders.column(columns, i)) * self.pitch
+        place = 0 if self.borders is None else self.borders.index(row, columns, i) * self.pitch
         return self.biases.vector(place + channel, self.lanes)
 
     def _take(self, register: Register, value: Vector) -> None:

@@ -39,6 +39,16 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Map:
+    """What works on one packed map; height, width and channels are those of the input."""
+
+    batch: int | None
+    height: int
+    width: int
+    channels: int
+
+
+@dataclass(frozen=True)
 class Pointwise:
     """A 1x1 convolution with stride 1 (other strides: DirectConv)."""
 
@@ -88,13 +98,9 @@ class DirectConv:
 
 
 @dataclass(frozen=True)
-class Depthwise:
+class Depthwise(Map):
     """A depthwise convolution with channel multiplier 1. `bordered` as in DirectConv."""
 
-    batch: int | None
-    height: int
-    width: int
-    channels: int
     window: Window
     epilogue: Finish = NO_EPILOGUE
     bordered: bool = False
@@ -119,27 +125,19 @@ class ExpandDepthwise:
 
 
 @dataclass(frozen=True)
-class GlobalMean:
+class GlobalMean(Map):
     """The mean over height and width: [N, H, W, Cp] -> [N, 1, 1, Cp]. Integers are summed, then requantized."""
 
-    batch: int | None
-    height: int
-    width: int
-    channels: int
     epilogue: Finish = NO_EPILOGUE
 
 
 @dataclass(frozen=True)
-class Pool:
+class Pool(Map):
     """Max or mean over a sliding window (`mode`); `count_padding` lets padded pixels count in the mean's divisor.
 
     Integers are summed, then requantized; what falls on padding counts as the zero point.
     """
 
-    batch: int | None
-    height: int
-    width: int
-    channels: int
     window: Window
     mode: str
     count_padding: bool = True
@@ -151,13 +149,9 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class Binary:
+class Binary(Map):
     """`operation` ("add" or "mul") of two packed tensors; with `per_channel` the second is [N, 1, 1, Cp]."""
 
-    batch: int | None
-    height: int
-    width: int
-    channels: int
     operation: str
     per_channel: bool = False
     epilogue: Epilogue = NO_EPILOGUE
@@ -167,86 +161,49 @@ class Binary:
 
 
 @dataclass(frozen=True)
-class Unary:
+class Unary(Map):
     """An activation on its own."""
 
-    batch: int | None
-    height: int
-    width: int
-    channels: int
     epilogue: Epilogue
 
 
 @dataclass(frozen=True)
-class IntegerAdd:
+class IntegerAdd(Map):
     """The sum of two packed integer tensors with grids of their own; with `per_channel` the second is [N, 1, 1, Cp]."""
 
-    batch: int | None
-    height: int
-    width: int
-    channels: int
     per_channel: bool = False
 
 
 @dataclass(frozen=True)
-class IntegerMul:
+class IntegerMul(Map):
     """The product of two packed integer tensors, requantized; with `per_channel` the second is [N, 1, 1, Cp]."""
 
-    batch: int | None
-    height: int
-    width: int
-    channels: int
     per_channel: bool = False
 
 
 @dataclass(frozen=True)
-class Lookup:
+class Lookup(Map):
     """A table of 256 bytes, looked up for every byte of a packed tensor."""
 
-    batch: int | None
-    height: int
-    width: int
-    channels: int
-
 
 @dataclass(frozen=True)
-class ToIntegers:
+class ToIntegers(Map):
     """Plain float32 NCHW, quantized to packed bytes."""
 
-    batch: int | None
-    height: int
-    width: int
-    channels: int
-
 
 @dataclass(frozen=True)
-class ToFloat:
+class ToFloat(Map):
     """Packed bytes to packed float32."""
 
-    batch: int | None
-    height: int
-    width: int
-    channels: int
-
 
 @dataclass(frozen=True)
-class ToPacked:
+class ToPacked(Map):
     """Plain NCHW to packed NHWCp."""
 
-    batch: int | None
-    height: int
-    width: int
-    channels: int
-
 
 @dataclass(frozen=True)
-class ToPlain:
+class ToPlain(Map):
     """Packed NHWCp to plain NCHW."""
-
-    batch: int | None
-    height: int
-    width: int
-    channels: int
 
 
 Spec = (

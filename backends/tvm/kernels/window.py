@@ -120,9 +120,10 @@ class Borders:
         below = largest(0, row - (self.out_height - self.bottom - 1)) if self.bottom else 0
         return smallest(row, self.top) + below
 
-    def column(self, columns: Columns, i: int) -> int:
-        """The class of a tile's column i."""
-        return self.patterns.index(tuple(taps[i] for taps in columns.on_image))
+    def index(self, row: Index, columns: Columns, i: int) -> Index:
+        """The class of column i of a tile in an output row, as `reached` counts them."""
+        pattern = self.patterns.index(tuple(taps[i] for taps in columns.on_image))
+        return self.row(row) * len(self.patterns) + pattern
 
     def reached(self) -> list[np.ndarray]:
         """For every class, columns fastest: [taps], which taps of a window fall on the image."""
