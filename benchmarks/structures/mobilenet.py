@@ -65,9 +65,9 @@ def mobilenet_v3_small() -> nn.Module:
     relu, swish = nn.ReLU, nn.Hardswish
     rows = (
         (3, 16, 16, True, relu, 2), (3, 72, 24, False, relu, 2), (3, 88, 24, False, relu, 1),
-        (5, 96, 40, True, swish, 2), (5, 240, 40, True, swish, 1), (5, 240, 40, True, swish, 1), (5, 120, 48, True, swish, 1),
-        (5, 144, 48, True, swish, 1), (5, 288, 96, True, swish, 2), (5, 576, 96, True, swish, 1),
-        (5, 576, 96, True, swish, 1),
+        (5, 96, 40, True, swish, 2), (5, 240, 40, True, swish, 1), (5, 240, 40, True, swish, 1),
+        (5, 120, 48, True, swish, 1), (5, 144, 48, True, swish, 1), (5, 288, 96, True, swish, 2),
+        (5, 576, 96, True, swish, 1), (5, 576, 96, True, swish, 1),
     )  # fmt: skip
     layers: list[nn.Module] = [_normed(3, 16, 3, 2, act=swish)]
     inputs = 16
