@@ -14,6 +14,8 @@ ENGINES = ("qemu", "unicorn")
 # The environment variable that chooses the engine of the device `emulator`.
 CHOICE = "PLANISH_EMULATOR"
 UNICORN_SCRIPT = Path(__file__).with_name("unicorn_linux.py")
+# Features of processors that Unicorn's most capable one lacks.
+UNICORN_LACKS = frozenset({"i8mm"})
 INSTALL = ("apt install qemu-user", "or pip install unicorn")
 
 
@@ -28,11 +30,15 @@ def emulator_command(target: Mapping[str, Any], engine: str = "") -> tuple[str, 
     if wanted and wanted not in ENGINES:
         raise UsageError("emulator", f"unknown engine '{wanted}'", f"known are {', '.join(ENGINES)}")
     core, architecture = target["emulator_cpu"], target["triple"].split("-")[0]
+    beyond = sorted(UNICORN_LACKS.intersection(target["features"]))
     if not core:
         what = f"no emulated core runs code for target '{target['name']}'"
         raise UsageError("emulator", what, "run the bundle on device 'local' of such a machine")
-    makers = {"qemu": qemu, "unicorn": unicorn}
-    for name in (wanted,) if wanted else ENGINES:
+    makers = {"qemu": qemu} if beyond else {"qemu": qemu, "unicorn": unicorn}
+    if beyond and (wanted == "unicorn" or not qemu(architecture, core)):
+        what = f"Unicorn has no {', '.join(beyond)}, which target '{target['name']}' needs"
+        raise UsageError("emulator", what, "use QEMU", INSTALL[0])
+    for name in (wanted,) if wanted else makers:
         command = makers[name](architecture, core)
         if command:
             return name, list(command)

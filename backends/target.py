@@ -16,7 +16,7 @@ _ROWS = Path(__file__).with_name("boards.toml")
 # Instruction-set levels that `local` can be, best first: the row that a processor with these features gets.
 _LOCAL_LEVELS = {
     "x86_64": ("x86-64-v4-vnni", "x86-64-v4", "x86-64-v3-vnni", "x86-64-v3"),
-    "aarch64": ("raspberry-pi-5", "aarch64"),
+    "aarch64": ("graviton3", "raspberry-pi-5", "aarch64"),
 }
 
 

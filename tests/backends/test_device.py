@@ -279,6 +279,26 @@ def test_without_an_emulator_the_message_says_what_to_install(bundle, monkeypatc
         Device.get("emulator").verify(bundle(NATIVE))
 
 
+def test_unicorn_is_not_asked_for_a_matrix_multiply(monkeypatch, tmp_path):
+    target = asdict(Target.get("graviton3"))
+    message = "Unicorn has no i8mm, which target 'graviton3' needs; use QEMU; apt install qemu-user"
+    with pytest.raises(UsageError, match=message):
+        emulator.emulator_command(target, "unicorn")
+    monkeypatch.delenv("PLANISH_EMULATOR", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match=message):
+        emulator.emulator_command(target)
+
+
+def test_a_board_without_the_matrix_multiply_is_refused(bundle):
+    """A Raspberry Pi 5 has the dot product and no i8mm."""
+    board = bundle("graviton3")
+    features = Target.get("raspberry-pi-5").features
+    with pytest.raises(UsageError, match="this CPU has no i8mm, which target 'graviton3' needs; build it for an older"):
+        board.check_machine("aarch64", features)
+    board.check_machine("aarch64", [*features, "i8mm"])
+
+
 # ---------------------------------------------------------------- ends of child processes
 
 

@@ -1,6 +1,7 @@
 """Layers drawn by hypothesis, side by side in one model, through everything that runs integers: equal, not close."""
 
 import math
+import shutil
 from dataclasses import dataclass
 
 import pytest
@@ -113,8 +114,15 @@ def test_this_machine_and_onnxruntime(activations, tmp_path_factory):
     check()
 
 
-# Every other arithmetic: vpmaddwd as a C program here, smull and sdot as C programs on the emulator.
-@pytest.mark.parametrize("target", ["x86-64-v3", "raspberry-pi-4", "raspberry-pi-5"])
+# Every other arithmetic: vpmaddwd as a C program here, smull, sdot and smmla as C programs on the emulator.
+QEMU = pytest.mark.skipif(
+    not (shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")), reason="Unicorn has no smmla"
+)
+
+
+@pytest.mark.parametrize(
+    "target", ["x86-64-v3", "raspberry-pi-4", "raspberry-pi-5", pytest.param("graviton3", marks=QEMU)]
+)
 def test_c_programs(target):
     @drawn_layers(2)
     def check(drawn, seed):

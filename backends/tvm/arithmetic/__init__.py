@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from .arm import NeonFp32
-from .arm_integers import Sdot, Smull
+from .arm_integers import Sdot, Smmla, Smull
 from .base import Arithmetic, Integers
 from .stored_weights import StoredWeights, with_stored_weights
 from .x86 import X86Fp32
@@ -29,6 +29,7 @@ INTEGERS: dict[str, type[Integers]] = {
     "avx_vnni": Vnni,
     "avx512bw": Madd,
     "avx2": Madd,
+    "i8mm": Smmla,
     "asimddp": Sdot,
     "asimd": Smull,
 }
@@ -50,6 +51,7 @@ __all__ = [
     "Madd",
     "NeonFp32",
     "Sdot",
+    "Smmla",
     "Smull",
     "StoredWeights",
     "Vnni",

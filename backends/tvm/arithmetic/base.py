@@ -32,6 +32,7 @@ class Arithmetic(ABC):
     lane_weight: ClassVar[str]  # dtype of weights that are multiplied lane by lane
     unroll: ClassVar[int]  # k steps in one pass of the inner loop
     group: ClassVar[int] = 1  # neighbouring k steps that one instruction takes: they lie side by side in the weights
+    rows: ClassVar[int] = 1  # neighbouring pixels that one instruction takes
     per_element: ClassVar[int] = 1  # weights in one element of their array in memory
     lowest: ClassVar[float] = float("-inf")  # of activations: what no maximum is below
 
@@ -57,8 +58,16 @@ class Arithmetic(ABC):
         """Emit `steps` k steps of accumulators[pixel][vector] += source[offsets[pixel] + k] * weights[k][vector].
 
         Weights lie in memory as [k / group][vector][lane][group]. `steps` need not be a multiple of the group: what the
-        weights hold beyond it is zero.
+        weights hold beyond it is zero. Pixels come in whole groups of `rows`; one whose offset is None takes no part.
         """
+
+    def woven(self, values: Sequence[Any]) -> Sequence[Any]:
+        """Vectors of `rows` neighbouring pixels as their accumulators hold them."""
+        return values
+
+    def unwoven(self, values: Sequence[Any]) -> Sequence[Any]:
+        """The accumulators of `rows` neighbouring pixels as a vector for each."""
+        return values
 
     @abstractmethod
     def multiply_lanes(self, total: Any, value: Any, weight: Any) -> Any:

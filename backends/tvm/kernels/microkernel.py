@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import Any
 
 from ..arithmetic import Arithmetic
 from ..arithmetic.tir import T
 from .builder import Index, Kernel, Vector, View
+from .shapes import round_up
 
 CACHE_LINE = 64  # bytes
 FEW_TILES = 4  # per cache line of a pass: with more, the processor's own prefetch is in time
@@ -51,19 +53,26 @@ def _per_line(arithmetic: Arithmetic) -> int:
 
 
 class Accumulators:
-    """`pixels` x `vectors` registers, started from the bias, fed by `accumulate`, read by `finish`."""
+    """`pixels` x `vectors` registers, started from the bias, fed by `accumulate`, read by `finish`.
+
+    An arithmetic that takes several pixels at once has registers for whole groups of them.
+    """
 
     def __init__(self, kernel: Kernel, arithmetic: Arithmetic, pixels: int, vectors: int):
-        self._kernel, self._arithmetic, self._vectors = kernel, arithmetic, vectors
-        self._rows = [kernel.registers(vectors, arithmetic.lanes, arithmetic.accumulator) for _ in range(pixels)]
+        self._kernel, self._arithmetic, self._pixels, self._vectors = kernel, arithmetic, pixels, vectors
+        rows = range(round_up(pixels, arithmetic.rows))
+        self._rows = [kernel.registers(vectors, arithmetic.lanes, arithmetic.accumulator) for _ in rows]
 
     def start(self, bias: View, *offsets: Index) -> None:
         """Every pixel begins with the bias, read from an offset of its own, or from one that all share."""
         lanes = self._arithmetic.lanes
-        starts = offsets * len(self._rows) if len(offsets) == 1 else offsets
+        starts = offsets * len(self._rows) if len(offsets) == 1 else self._filled(offsets, offsets[-1])
         for v in range(self._vectors):
-            for row, offset in zip(self._rows, starts, strict=True):
-                row[v].value = bias.vector(offset + v * lanes, lanes)
+            for first in self._groups():
+                group = slice(first, first + self._arithmetic.rows)
+                begins = self._arithmetic.woven([bias.vector(offset + v * lanes, lanes) for offset in starts[group]])
+                for row, begin in zip(self._rows[group], begins, strict=True):
+                    row[v].value = begin
 
     def clear(self) -> None:
         """Every register becomes zero."""
@@ -92,8 +101,11 @@ class Accumulators:
         Pixel p reads source[offsets[p] .. + length]; a pixel without an offset takes no part (its tap falls on
         padding). Weights are [length][vectors][lanes] from `weight_offset` on.
         """
-        rows = [row for row, offset in zip(self._rows, offsets, strict=True) if offset is not None]
-        starts = [offset for offset in offsets if offset is not None]
+        filled, group = self._filled(offsets, None), range(self._arithmetic.rows)
+        part = [
+            first + i for first in self._groups() if any(filled[first + i] is not None for i in group) for i in group
+        ]
+        rows, starts = [self._rows[i] for i in part], [filled[i] for i in part]
         if not rows:
             return
         unroll, pitch = self._arithmetic.unroll, self._vectors * self._arithmetic.lanes
@@ -101,10 +113,10 @@ class Accumulators:
         if whole:
             with self._kernel.loop(whole) as k:
                 self._prefetch(weights, ahead, k)
-                here = [start + k * unroll for start in starts]
+                here = _moved(starts, k * unroll)
                 self._arithmetic.multiply(rows, source, here, weights, weight_offset + k * (unroll * pitch), unroll)
         if rest:
-            here = [start + whole * unroll for start in starts]
+            here = _moved(starts, whole * unroll)
             self._arithmetic.multiply(rows, source, here, weights, weight_offset + whole * unroll * pitch, rest)
 
     def _prefetch(self, weights: View, ahead: Ahead | None, k: Index) -> None:
@@ -116,6 +128,21 @@ class Accumulators:
 
     def finish(self, store: Callable[[int, int, Vector], None]) -> None:
         """Hand every accumulator to store(pixel, vector, value)."""
-        for p, row in enumerate(self._rows):
-            for v, register in enumerate(row):
-                store(p, v, register.value)
+        for first in self._groups():
+            group = self._rows[first : first + self._arithmetic.rows]
+            for v in range(self._vectors):
+                values = self._arithmetic.unwoven([row[v].value for row in group])
+                for i, value in enumerate(values[: self._pixels - first]):
+                    store(first + i, v, value)
+
+    def _groups(self) -> range:
+        """The first rows of groups that are multiplied together."""
+        return range(0, len(self._rows), self._arithmetic.rows)
+
+    def _filled(self, values: Sequence[Index | None], filler: Index | None) -> Sequence[Any]:
+        """A value for each row, where there is one for each pixel."""
+        return [*values, *[filler] * (len(self._rows) - len(values))]
+
+
+def _moved(starts: Sequence[Index | None], distance: Index) -> list[Index | None]:
+    return [None if start is None else start + distance for start in starts]

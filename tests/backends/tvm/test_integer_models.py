@@ -1,5 +1,7 @@
 """Whole models in integers: what is compiled gives the bytes that the integer graph gives in PyTorch."""
 
+import shutil
+
 import pytest
 import torch
 from models import EXAMPLES
@@ -109,13 +111,33 @@ def test_a_network_gives_the_bytes_of_the_graph(name):
     assert compiled.report.int8_kernels == f"{compiled.report.products} of {compiled.report.products}"
 
 
-# Targets of every arithmetic that this machine or the emulator runs: vpmaddwd, smull, sdot.
-@pytest.mark.parametrize("target", ["x86-64-v3", "raspberry-pi-4", "raspberry-pi-5"])
+# Unicorn has no smmla.
+QEMU = pytest.mark.skipif(
+    not (shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")), reason="qemu-user is not installed"
+)
+SMMLA = pytest.param("graviton3", marks=QEMU)
+
+
+# Targets of every arithmetic that this machine or the emulator runs: vpmaddwd, smull, sdot, smmla.
+@pytest.mark.parametrize("target", ["x86-64-v3", "raspberry-pi-4", "raspberry-pi-5", SMMLA])
 def test_a_c_program_gives_the_bytes_of_the_graph(target):
     """The bundle's own golden pair is verified with tolerance zero."""
     graph, x = integer_graph(seeded(EveryKernel), (3, 18, 17), "int8")
     compiled = planish.compile(graph, recipe="", batch=4, target=target)
     assert torch.equal(compiled(x), graph(x))
+
+
+@QEMU
+@pytest.mark.parametrize("rows", [1, 5])
+def test_smmla_takes_rows_in_pairs_and_the_last_one_alone(rows):
+    """Reductions of 13 and 3: less than the eight steps of an instruction, and a rest behind them."""
+    model = seeded(lambda: nn.Sequential(nn.Linear(13, 21), nn.ReLU(), nn.Linear(21, 3), nn.ReLU(), nn.Linear(3, 9)))
+    graph, x = integer_graph(model, (13,), "int8")
+    x = torch.cat([x, -3 * x])[:rows]  # some of it saturates
+    compiled = planish.compile(graph, recipe="", batch=rows, target="graviton3")
+    assert torch.equal(compiled(x), graph(x))
+    instructions = [layer["instruction"] for layer in compiled.report.layers if "dense" in layer["kernel"]]
+    assert instructions == ["smmla"] * 3
 
 
 def test_a_bundle_of_integers_is_verified_to_the_byte(tmp_path):
