@@ -16,6 +16,7 @@ from ..sparsity import masks
 from .batches import Counted, Epochs, windows
 from .best import Best, load_weights
 from .checkpoint import Checkpoints, Snapshot, weights_digest
+from .grid_biases import GridBiases
 from .learned_scales import LARGEST_CHANGE, LearnedScales, check_calibrated
 from .objective import Objective
 from .optimizers import (
@@ -72,6 +73,7 @@ class Training:
         self.graph, self.ctx, self.options, self.where = graph, ctx, options, options.name
         self.quantizers = self._quantizers()
         self.scales: LearnedScales | None = None
+        self.biases = GridBiases(graph)
         self.parameters = trainable(graph, self.where, may_be_none=options.scales == "learned")
         self.processes = Processes(graph, options.seed, self.where)
         self._home = next(iter(graph.weights.values())).device
@@ -96,6 +98,7 @@ class Training:
                     self._epoch()
             if self.options.early_stop and self.best.weights:
                 load_weights(self.graph, self.best.weights)
+            self.biases.write()
         finally:
             self.epochs.release()
             self.graph.module.to(self._home)
@@ -145,7 +148,7 @@ class Training:
         if options.scales == "learned":
             self.scales = LearnedScales(self.graph, relative=options.optimizer in NORMALISING)
             self.parameters |= self.scales.parameters
-        objective = Objective.of(self.graph, options, self.ctx, self.processes.device, self.scales)
+        objective = Objective.of(self.graph, options, self.ctx, self.processes.device, self.scales, self.biases)
         groups = parameter_groups(weights, self.scales.parameters.values() if self.scales else ())
         self.optimizer = OPTIMIZERS[options.optimizer](groups, options)
         load_optimizer_state(self.optimizer, self.parameters, self.momentum)
@@ -251,7 +254,8 @@ class Training:
         """The metric now, noted; it cannot move the training's random numbers."""
         if self.ctx.evaluate is None:
             return None
-        with RandomStream(self.options.seed, EVALUATION_STREAM).active(), torch.no_grad():
+        stream = RandomStream(self.options.seed, EVALUATION_STREAM)
+        with self.biases.written(), stream.active(), torch.no_grad():
             metric = self.processes.from_main(float(self.ctx.evaluate(self.graph)))
         if math.isnan(metric):
             raise UsageError(self.where, "'evaluate' gave NaN", "expected a number, higher is better")

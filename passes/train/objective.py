@@ -15,6 +15,7 @@ from ..loss import scalar_loss
 from .batches import Batch
 from .distillation import Match, Teacher, feature_loss, find_matches, soft_label_loss
 from .frozen_norms import QuantizedNorms
+from .grid_biases import GridBiases
 from .learned_scales import LearnedScales
 from .regularizers import REGULARIZERS, Regularizer
 from .training_form import TrainingForm
@@ -68,10 +69,12 @@ class Objective(torch.nn.Module):
         ctx: Context,
         device: torch.device,
         scales: LearnedScales | None = None,
+        biases: GridBiases | None = None,
     ) -> "Objective":
         """Raises UsageError where there is no original to learn from, or nothing in it to compare with."""
         guidance = _guidance(graph, options, ctx, device) if options.distill or options.features else None
-        student = TrainingForm(graph, [m.student for m in guidance.matches] if guidance else [], scales=scales)
+        compared = [match.student for match in guidance.matches] if guidance else []
+        student = TrainingForm(graph, compared, scales=scales, biases=biases)
         make = REGULARIZERS.get(options.regularizer)
         task = _task(options, ctx)
         regularizer, amp = make and make(graph, options, ctx), AMP_TYPES[options.amp]

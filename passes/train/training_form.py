@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from ...ir import shapes
 from ...ir.graph import TRAINING_ARGUMENT, Graph, GraphModule, attribute, build_module, set_call_argument
 from ...ir.ops import arguments, op_name
+from .grid_biases import GridBiases, on_grid
 from .learned_scales import LearnedScales
 from .step_size import learned_step
 
@@ -30,6 +31,7 @@ class TrainingForm:
     module  takes one value per placeholder and returns (outputs..., inner values...), flat; its parameters and buffers
             are those of the graph, not copies
     scales  quantizers read these instead of the graph's buffers
+    biases  these are read rounded, as integers will hold them
     """
 
     def __init__(
@@ -39,10 +41,11 @@ class TrainingForm:
         *,
         training: bool = True,
         scales: LearnedScales | None = None,
+        biases: GridBiases | None = None,
     ):
         self._constants = [_constant(node) for node in graph.module.graph.find_nodes(op="placeholder")]
         self._outputs = graph.module.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
-        self.module, self._twins = _build(graph, inner, scales)
+        self.module, self._twins = _build(graph, inner, scales, biases)
         self.module.train(training)
 
     def __call__(self, tensors: Iterable[torch.Tensor]) -> Values:
@@ -75,7 +78,7 @@ def _constant(placeholder: fx.Node) -> tuple[bool, Any]:
 
 
 def _build(
-    graph: Graph, inner: Sequence[fx.Node], scales: LearnedScales | None
+    graph: Graph, inner: Sequence[fx.Node], scales: LearnedScales | None, biases: GridBiases | None
 ) -> tuple[GraphModule, dict[fx.Node, fx.Node]]:
     """The module, and its nodes by those of the graph."""
     structure, twins = fx.Graph(), {}
@@ -85,6 +88,8 @@ def _build(
     root = {name: attribute(graph.module, name) for name in names}
     if scales is not None:
         root |= _let_scales_learn(structure, twins, scales)
+    if biases is not None:
+        _round_biases(structure, twins, biases)
     return build_module(root, structure), twins
 
 
@@ -104,3 +109,13 @@ def _let_scales_learn(structure: fx.Graph, twins: dict[fx.Node, fx.Node], scales
         structure.erase_node(old)
         twins[node] = new
     return root
+
+
+def _round_biases(structure: fx.Graph, twins: dict[fx.Node, fx.Node], biases: GridBiases) -> None:
+    """Let products read their biases through `on_grid`."""
+    for entry in biases.all:
+        product = twins[entry.product]
+        reads = tuple(twins[node] for node in (entry.bias, entry.input_scale, entry.weight_scale))
+        with structure.inserting_before(product):
+            rounded = structure.call_function(on_grid, reads)
+        set_call_argument(product, "bias", rounded)
