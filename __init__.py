@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .ir.errors import PlanishError
     from .ir.graph import Graph
     from .ir.parts import Parts, capture_parts
+    from .latency import layer_latency
     from .loader import LoadedModel, load
     from .passes.base import Context, Pass, Result, Skip, wrap
     from .passes.pipeline import Pipeline
@@ -24,6 +25,7 @@ else:
         ".ir.errors": ("PlanishError",),
         ".ir.graph": ("Graph",),
         ".ir.parts": ("Parts", "capture_parts"),
+        ".latency": ("layer_latency",),
         ".loader": ("LoadedModel", "load"),
         ".passes.base": ("Context", "Pass", "Result", "Skip", "wrap"),
         ".passes.pipeline": ("Pipeline",),
@@ -58,6 +60,7 @@ __all__ = [
     "capture",
     "capture_parts",
     "compile",
+    "layer_latency",
     "load",
     "rebind",
     "reports",

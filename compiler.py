@@ -16,6 +16,7 @@ from .ir.errors import UsageError
 from .ir.graph import Graph
 from .ir.shapes import check_inputs
 from .ir.specialize import fix_batch
+from .latency import layer_latency
 from .passes.base import Context, Fuel, Pass, no_progress
 from .passes.pipeline import DEFAULT_RECIPE, Pipeline
 from .report import Report
@@ -34,6 +35,7 @@ def compile(
     fuel: int | None = None,
     evaluate: Callable[[Graph], float] | None = None,
     loss: Callable[[Any, Any], torch.Tensor] = torch.nn.functional.cross_entropy,
+    latency: Callable[[Graph], float] | None = None,
     progress: Callable[[Iterable, str], Iterable] = no_progress,
 ) -> "CompiledModel":
     """Make a model thin and compile it for a machine.
@@ -49,12 +51,15 @@ def compile(
     fuel      stop rewriting after so many rewrites, for finding a wrong one by bisection
     evaluate  a function Graph -> float, higher is better, for passes that look at accuracy
     loss      a function (outputs, labels) -> scalar tensor, for passes that need gradients
+    latency   a function Graph -> milliseconds, for passes that look at time (`planish.layer_latency`); by default what
+              this machine takes, where the code is for it
 
     Raises UsageError for a wrong argument before any work starts, BuildError where the target cannot take the model.
     """
     row = Target.get(target)
     pipeline = Pipeline.parse(recipe)
-    context = Context(data, row, seed, Fuel(fuel), evaluate=evaluate, loss=loss, progress=progress)
+    latency = latency or (layer_latency(row) if row.name == "local" else None)
+    context = Context(data, row, seed, Fuel(fuel), evaluate=evaluate, loss=loss, latency=latency, progress=progress)
     clock = Stopwatch(progress)
     if isinstance(model, (str, os.PathLike)):
         path = model

@@ -17,7 +17,7 @@ from ..ir.ops import describe
 REGISTRY: dict[str, type["Pass"]] = {}
 
 NAME = re.compile(r"[A-Za-z][\w-]*")
-NEEDS = frozenset({"data", "target", "evaluate"})
+NEEDS = frozenset({"data", "target", "evaluate", "latency"})
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class Context:
     evaluate  a function Graph -> float, higher is better
     loss      a function (outputs, labels) -> scalar tensor, for passes that need gradients; cross-entropy by default
     original  what distillation learns from; by default the graph that the pipeline was given, before its first pass
+    latency   a function Graph -> milliseconds of one run on the target; `planish.layer_latency` makes one
     progress  wraps an iterable that takes a while: progress(items, label) -> items
     """
 
@@ -86,6 +87,7 @@ class Context:
     evaluate: Callable[[Graph], float] | None = None
     loss: Callable[[Any, Any], torch.Tensor] = torch.nn.functional.cross_entropy
     original: Graph | None = None
+    latency: Callable[[Graph], float] | None = None
     progress: Callable[[Iterable, str], Iterable] = no_progress
 
     def batches(self, graph: Graph, where: str) -> Iterator[tuple[torch.Tensor, ...]]:
@@ -143,7 +145,7 @@ class Pass:
     name      how pipelines call it: `fold-batch-norm`
     requires  properties that the graph must have before; provides: those it has after; drops: those it loses
     refuses   properties that the graph must not have: what changes channels refuses {"fake-quant"}
-    needs     what the Context must hold: {"data"}, {"target"}, {"evaluate"}
+    needs     what the Context must hold: {"data"}, {"target"}, {"evaluate"}, {"latency"}
     """
 
     name: ClassVar[str] = ""

@@ -9,6 +9,7 @@ from .quantize.accuracy.cluster_weights import ClusterWeights
 from .quantize.accuracy.correct_bias import CorrectBias
 from .quantize.accuracy.equalize import Equalize
 from .quantize.accuracy.keep_accuracy import KeepAccuracy
+from .quantize.accuracy.mix_precision import MixPrecision
 from .quantize.accuracy.quantize_sensitivity import QuantizeSensitivity
 from .quantize.accuracy.round_weights import RoundWeights
 from .quantize.accuracy.smooth import Smooth
@@ -37,6 +38,7 @@ PASSES: tuple[type[Pass], ...] = (
     RoundWeights,
     QuantizeSensitivity,
     KeepAccuracy,
+    MixPrecision,
     LowerIntegers,
     LowerWeights,
 )

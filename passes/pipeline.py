@@ -23,6 +23,7 @@ _MISSING = {
     "data": "no data was given; pass data=loader",
     "target": "no target was given; pass target=...",
     "evaluate": "no evaluation function was given; pass evaluate=function",
+    "latency": "nothing measures latency; pass latency=function",
 }
 
 

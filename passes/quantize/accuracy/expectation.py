@@ -95,7 +95,9 @@ class _Expectation(fx.Interpreter):
     def _told(self, n: fx.Node) -> str:
         """Why the batch norm that was folded into a product says nothing any more; empty if that is not so."""
         weight = arguments(n).weight if is_op(n, *WEIGHTED_PRODUCTS) else None
-        found = self.products.get(str(weight.target)) if weight is not None and weight.op == "get_attr" else None
+        if weight is None or weight.op != "get_attr":
+            return ""
+        found = self.products.get(str(weight.target))
         return f"of '{weight.target}' {found}" if isinstance(found, str) else ""
 
     def _own(self, n: fx.Node) -> Normal | None:

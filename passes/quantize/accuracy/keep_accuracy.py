@@ -6,12 +6,10 @@ from typing import ClassVar
 from ....ir import rewrite
 from ....ir.errors import PassError, UsageError
 from ....ir.graph import Graph
-from ....ir.ops import arguments, is_op
 from ...base import Context, Pass, Result
 from ...prune.measure import difference_from, measure_for
-from ..placement import ACTIVATION_QUANTIZER, WEIGHT_QUANTIZER, place
-from ..rules import WEIGHT_AXIS
-from .reference import Layer, bypass, float_form, quantized_layers
+from .reference import Layer, float_form, quantized_layers
+from .returned import without
 
 
 @dataclass(frozen=True)
@@ -62,17 +60,17 @@ class KeepAccuracy(Pass):
         if quantized < least:
             ranked = self._ranked(graph, whole, ctx)
             counts = (0, len(ranked))
-            scores[len(ranked)] = score.of(_without(graph.copy(), ranked))
+            scores[len(ranked)] = score.of(without(graph.copy(), ranked))
             if scores[len(ranked)] < least:
                 what = f"with all layers in float the score is {scores[len(ranked)]:g}, {least:g} is wanted"
                 raise PassError(self.name, what, "allow a greater 'drop'")
         low, high = counts
         while high - low > 1:  # low layers in float are too few, high are enough
             middle = (low + high) // 2
-            scores[middle] = score.of(_without(graph.copy(), ranked[:middle]))
+            scores[middle] = score.of(without(graph.copy(), ranked[:middle]))
             low, high = (low, middle) if scores[middle] >= least else (middle, high)
         names = [layer.name for layer in ranked[:high]]
-        _without(graph, ranked[:high])
+        without(graph, ranked[:high])
         rewrite.finish(graph)
         facts = {"float": base, "quantized": quantized, "reached": scores[high], "returned": names}
         return Result(high, (), {**facts, "tried": [[count, scores[count]] for count in sorted(scores)]})
@@ -86,24 +84,3 @@ class KeepAccuracy(Pass):
             alone = float_form(graph, frozenset(layer.quantizers))
             costs[layer] = moved.of(alone)
         return sorted(layers, key=lambda layer: -costs[layer])
-
-
-def _without(graph: Graph, layers: list[Layer]) -> Graph:
-    """Take the quantizers of these layers out of a graph: it may be a copy of the one that they were found in.
-
-    A value stays quantized where insert-fake-quant would quantize it with these layers in `keep`.
-    """
-    nodes = {node.name: node for node in graph.nodes}
-    for quantizer in [nodes[name] for layer in layers for name in layer.quantizers]:
-        if is_op(quantizer, WEIGHT_QUANTIZER):
-            bypass(graph, quantizer)
-    whole = float_form(graph)
-    rounded = {layer.twin for layer in quantized_layers(graph, whole)}
-    kept = {product: "it is in float" for product in whole.calls(*WEIGHT_AXIS) if product not in rounded}
-    plan = place(whole, kept)
-    read = {value.name for group in plan.groups for value in group}
-    for quantizer in graph.calls(ACTIVATION_QUANTIZER):
-        if arguments(quantizer).self.name not in read:
-            bypass(graph, quantizer)
-    graph.module.recompile()
-    return graph

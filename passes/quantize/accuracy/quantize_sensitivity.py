@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ....ir import rewrite
 from ....ir.errors import UsageError
 from ....ir.graph import Graph
-from ....ir.ops import arguments
 from ...base import Context, Pass, Result, Skip
 from ...prune.measure import Measure, measure_for
 from ...selectors import select
-from .reference import Layer, float_form, quantized_layers
+from .reference import float_form, quantized_layers
+from .returned import at_width
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class QuantizeSensitivity(Pass):
         values: dict[tuple[str, int], float] = {}
         for layer, width in ctx.progress(wanted, self.name):
             alone = float_form(work, frozenset(layer.quantizers))
-            values[layer.name, width] = measure.of(_at_width(alone, layer, width))
+            values[layer.name, width] = measure.of(at_width(alone, layer, width))
         for layer in layers:
             rows.append({"layer": layer.name, "values": [values[layer.name, width] for width in self.bits]})
         baseline = measure.of(whole)
@@ -70,20 +69,6 @@ class QuantizeSensitivity(Pass):
         }
         facts = {"measure": measure.name, "higher_is_better": measure.higher_is_better, "baseline": baseline}
         return {**facts, "bits": list(self.bits), "layers": rows, "table": table}
-
-
-def _at_width(graph: Graph, layer: Layer, width: int) -> Graph:
-    """The graph with the levels and scales of one weight changed to another width."""
-    assert layer.quantizer is not None
-    quantizer = graph.node(layer.quantizer.name)
-    call, limit = arguments(quantizer), 2 ** (width - 1) - 1
-    if limit != call.quant_max:
-        scale = graph.weight(call.scale)
-        rewrite.set_weight(graph, str(call.scale.target), scale * (call.quant_max / limit))
-        rewrite.set_argument(graph, quantizer, "quant_min", -limit)
-        rewrite.set_argument(graph, quantizer, "quant_max", limit)
-        graph.module.recompile()
-    return graph
 
 
 def _worst_first(rows: list[dict[str, Any]], measure: Measure) -> list[dict[str, Any]]:
