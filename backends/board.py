@@ -29,7 +29,8 @@ def build_board(graph: Graph, target: Target, recipe: str) -> "BoardArtifact":
     """
     model = to_relax(graph, target)
     room = tempfile.TemporaryDirectory(prefix="planish-")
-    program = emit(lower(model, target), target, Path(room.name) / "program", layers=model.layers_by_symbol())
+    program = emit(lower(model, target), target, Path(room.name) / "program", layers=model.layers_by_symbol(),
+                   edges=(graph.inputs, graph.outputs))  # fmt: skip
     link_runner(program)
     if target.runs_here():
         link_library(program)

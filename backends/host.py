@@ -75,4 +75,5 @@ def module_fields(graph: Graph, target: Target, recipe: str, report: dict[str, A
 
 
 def _array_spec(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "dtype": str(spec.dtype).removeprefix("torch."), "shape": list(spec.shape)}
+    dtype, affine = str(spec.dtype).removeprefix("torch."), {"scale": spec.scale, "zero_point": spec.zero_point}
+    return {"name": spec.name, "dtype": dtype, "shape": list(spec.shape), **affine}

@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,16 @@ MOST_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """An input or output of compiled code: numpy's dtype name, and extents; a str is a symbol (kind "tvm" only)."""
+    """An input or output of compiled code: numpy's dtype name, and extents; a str is a symbol (kind "tvm" only).
+
+    scale, zero_point: of integers that stand for real values, scale * (q - zero_point); None of all others.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+    scale: float | None = None
+    zero_point: int | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -47,10 +52,11 @@ class ArraySpec:
 
     def fixed(self, extents: Mapping[str, int]) -> "ArraySpec":
         """The same with its symbols replaced."""
-        return ArraySpec(self.name, self.dtype, tuple(extents[e] if isinstance(e, str) else e for e in self.shape))
+        return replace(self, shape=tuple(extents[e] if isinstance(e, str) else e for e in self.shape))
 
     def __str__(self) -> str:
-        return f"{self.name} : {self.dtype}[{','.join(map(str, self.shape))}]"
+        array = f"{self.name} : {self.dtype}[{','.join(map(str, self.shape))}]"
+        return array if self.scale is None else f"{array} = {self.scale:.9g} * (q - {self.zero_point})"
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,10 @@ class Manifest:
         return tuple(self.target["features"])
 
     def dumps(self) -> bytes:
-        return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
+        document = asdict(self)
+        for edge in ("inputs", "outputs"):  # most arrays are real numbers, and say nothing of scales
+            document[edge] = [{k: v for k, v in row.items() if v is not None} for row in document[edge]]
+        return json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
 
     @classmethod
     def loads(cls, text: bytes) -> "Manifest":
@@ -227,10 +236,22 @@ def extent(key: str, value: Any) -> int | str:
 def specs(key: str, value: Any) -> tuple[ArraySpec, ...]:
     found = []
     for item in sequence(key, value):
-        row = exact_keys(key, item, {"name", "dtype", "shape"})
+        row = dict[str, Any]({"scale": None, "zero_point": None, **mapping(key, item)})
+        row = exact_keys(key, row, {"name", "dtype", "shape", "scale", "zero_point"})
         shape = tuple(extent(f"{key}.shape", e) for e in sequence(f"{key}.shape", row["shape"]))
-        found.append(ArraySpec(text(f"{key}.name", row["name"]), text(f"{key}.dtype", row["dtype"]), shape))
+        affine = affine_of(key, row["scale"], row["zero_point"])
+        found.append(ArraySpec(text(f"{key}.name", row["name"]), text(f"{key}.dtype", row["dtype"]), shape, *affine))
     return tuple(found)
+
+
+def affine_of(key: str, scale: Any, zero_point: Any) -> tuple[float | None, int | None]:
+    """Both or neither."""
+    if scale is None or zero_point is None:
+        want(scale is zero_point, f"'{key}' has a scale or a zero point alone")
+        return None, None
+    want(type(zero_point) is int and -128 <= zero_point <= 255, f"'{key}.zero_point' is not an integer of 8 bits")
+    want(number(f"{key}.scale", scale) > 0, f"'{key}.scale' is not above 0")
+    return float(scale), zero_point
 
 
 def golden(key: str, value: Any) -> Golden:

@@ -124,6 +124,8 @@ def _encode_node(node: fx.Node) -> dict[str, Any]:
         entry["kwargs"] = _encode(dict(node.kwargs))
     if "source" in node.meta:
         entry["source"] = node.meta["source"]
+    if shapes.AFFINE in node.meta:
+        entry[shapes.AFFINE] = list(node.meta[shapes.AFFINE])
     return entry
 
 
@@ -138,6 +140,9 @@ def _decode_node(structure: fx.Graph, entry: dict[str, Any], nodes: dict[str, fx
     node = structure.create_node(entry["op"], target, args, kwargs, name=entry["name"])
     if "source" in entry:
         node.meta["source"] = entry["source"]
+    if shapes.AFFINE in entry:
+        scale, zero_point = entry[shapes.AFFINE]
+        node.meta[shapes.AFFINE] = float(scale), int(zero_point)
     return node
 
 

@@ -95,16 +95,21 @@ class Graph:
         return [n for n in self.nodes if n.op == "call_function" and op_name(n) in names]
 
     def example_inputs(self, batch: int = 1, seed: int = 0) -> tuple[torch.Tensor, ...]:
-        """Random inputs of the right shapes: normal floats, zeros for integers. Every symbolic extent is `batch`."""
+        """Random inputs of the right shapes: normal floats, bytes, zeros for other integers, which may be places.
+
+        Every symbolic extent is `batch`.
+        """
         generator = torch.Generator().manual_seed(seed)
         values = []
         for node in shapes.input_nodes(self.module.graph):
             extents, dtype = [shapes.concrete(s, batch) for s in node.meta["val"].shape], node.meta["val"].dtype
-            values.append(
-                torch.randn(extents, generator=generator, dtype=torch.float64).to(dtype)
-                if dtype.is_floating_point
-                else torch.zeros(extents, dtype=dtype)
-            )
+            if dtype.is_floating_point:
+                values.append(torch.randn(extents, generator=generator, dtype=torch.float64).to(dtype))
+            elif dtype in (torch.int8, torch.uint8):
+                ends = torch.iinfo(dtype)
+                values.append(torch.randint(ends.min, ends.max + 1, extents, generator=generator, dtype=dtype))
+            else:
+                values.append(torch.zeros(extents, dtype=dtype))
         return tuple(values)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -63,6 +63,13 @@ def set_argument(graph: Graph, node: fx.Node, name: str, value: Any) -> None:
     node.meta["val"] = shapes.infer(node)
 
 
+def set_input_type(graph: Graph, node: fx.Node, dtype: torch.dtype) -> None:
+    """Let an input take tensors of another dtype. Its readers' types are inferred by `finish`."""
+    value = node.meta["val"]
+    with value.fake_mode:
+        node.meta["val"] = torch.empty_like(value, dtype=dtype)
+
+
 def set_weight(graph: Graph, name: str, tensor: torch.Tensor) -> None:
     """Give a weight new data (and shape), under this name and all names tied to it.
 

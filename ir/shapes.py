@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -27,13 +27,22 @@ EXAMPLE_EXTENTS = (2, 64, 96, 160, 192, 224)
 _FIXED_EXAMPLES: WeakKeyDictionary[ShapeEnv, tuple[tuple[Any, int], ...]] = WeakKeyDictionary()
 
 
+# Where an input's node, or one that an output reads, says what its integers stand for: (scale, zero point).
+AFFINE = "affine"
+
+
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output: its name, torch dtype and shape. A symbolic extent is its name ("b" is the batch)."""
+    """An input or output: its name, torch dtype and shape. A symbolic extent is its name ("b" is the batch).
+
+    scale, zero_point   of integers that stand for real values, scale * (q - zero_point); None of all others
+    """
 
     name: str
     dtype: torch.dtype
     shape: tuple[int | str, ...]
+    scale: float | None = None
+    zero_point: int | None = None
 
     def __str__(self) -> str:
         return f"{self.name} : {short_dtype(self.dtype)}[{','.join(map(str, self.shape))}]"
@@ -121,6 +130,11 @@ def tensor_spec(name: str, value: torch.Tensor, names: dict[Any, str]) -> Tensor
     return TensorSpec(name, value.dtype, tuple(extent_text(s, names) for s in value.shape))
 
 
+def _edge_spec(node: fx.Node, names: dict[Any, str]) -> TensorSpec:
+    scale, zero_point = node.meta.get(AFFINE, (None, None))
+    return replace(tensor_spec(node.name, node.meta["val"], names), scale=scale, zero_point=zero_point)
+
+
 def is_constant_input(node: fx.Node) -> bool:
     """True for an input that capture fixed to a plain value: a number, a flag, None."""
     return node.op == "placeholder" and "val" in node.meta and not isinstance(node.meta["val"], torch.Tensor)
@@ -133,13 +147,13 @@ def input_nodes(graph: fx.Graph) -> list[fx.Node]:
 
 def input_specs(graph: fx.Graph) -> list[TensorSpec]:
     names = symbol_names(graph)
-    return [tensor_spec(n.name, n.meta["val"], names) for n in input_nodes(graph)]
+    return [_edge_spec(n, names) for n in input_nodes(graph)]
 
 
 def output_specs(graph: fx.Graph) -> list[TensorSpec]:
     names = symbol_names(graph)
     (output,) = graph.find_nodes(op="output")
-    return [tensor_spec(n.name, n.meta["val"], names) for n in output.all_input_nodes]
+    return [_edge_spec(n, names) for n in output.all_input_nodes]
 
 
 def propagate(module: fx.GraphModule, specs: list[TensorSpec] | None = None) -> None:

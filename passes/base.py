@@ -171,6 +171,10 @@ class Pass:
         """What the Context must hold for these options: `needs`, and more where an option asks for it."""
         return self.needs
 
+    def keeps_types(self) -> bool:
+        """Whether the model's inputs and outputs keep their dtypes, for these options. Their shapes always stay."""
+        return True
+
     def run(self, graph: Graph, ctx: Context) -> Result:
         """Change `graph` in place and say what was done. The caller owns the graph; pipelines pass a copy."""
         raise UsageError(self.name, "the pass has no 'run' method", "define run(self, graph, ctx) -> Result")

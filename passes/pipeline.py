@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..ir.cost import Cost, cost
 from ..ir.errors import PassError, PlanishError, UsageError, first_line
 from ..ir.graph import Graph
@@ -164,7 +166,7 @@ def _check_granted(entry: Pass, graph: Graph, steps: list[Step]) -> None:
 
 
 def _run_one(entry: Pass, graph: Graph, ctx: Context) -> Result:
-    inputs, outputs, zeros = graph.inputs, _types(graph.outputs), masks(graph)
+    before, zeros = _edges(graph, entry), masks(graph)
     try:
         result = entry.run(graph, ctx)
     except PlanishError:
@@ -177,8 +179,8 @@ def _run_one(entry: Pass, graph: Graph, ctx: Context) -> Result:
         check_zeros(graph, zeros, "sparsity")
     except PlanishError as error:
         raise type(error)(f"after {entry}, {error.where}", *_reason(error)) from error
-    if graph.inputs != inputs or _types(graph.outputs) != outputs:
-        what = f"it changed the model's inputs or outputs from {_show(outputs)} to {_show(_types(graph.outputs))}"
+    if (after := _edges(graph, entry)) != before:
+        what = f"it changed the model's inputs or outputs from {_show(before)} to {_show(after)}"
         raise PassError(str(entry), what, "a pass keeps their shapes and dtypes")
     return result
 
@@ -187,8 +189,12 @@ def _reason(error: PlanishError) -> list[str]:
     return [str(error).removeprefix(f"{error.where}: ").removesuffix(".")]
 
 
-def _types(specs: list[TensorSpec]) -> list[TensorSpec]:
-    return [TensorSpec("output", spec.dtype, spec.shape) for spec in specs]
+def _edges(graph: Graph, entry: Pass) -> list[TensorSpec]:
+    """What a pass must not change of the inputs and outputs; the names of outputs are free."""
+    edges = [*graph.inputs, *(dataclasses.replace(spec, name="output") for spec in graph.outputs)]
+    if entry.keeps_types():
+        return edges
+    return [TensorSpec(spec.name, torch.float32, spec.shape) for spec in edges]
 
 
 def _show(specs: list[TensorSpec]) -> Any:

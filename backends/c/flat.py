@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -10,6 +10,7 @@ import tvm
 from tvm import relax
 
 from ...ir.errors import BuildError
+from ...ir.shapes import TensorSpec
 from ..manifest import ArraySpec
 
 Kind = Literal["input", "constant", "buffer"]
@@ -47,6 +48,16 @@ class FlatMain:
     calls: tuple[Call, ...]
     buffers: tuple[int, ...]
     constants: tuple[np.ndarray, ...]
+
+    def with_edges(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> "FlatMain":
+        """The same, whose specs say what integers stand for. Nothing is said of edges that are not given."""
+        first = tuple(map(_affine, self.inputs, inputs)) if inputs else self.inputs
+        results = [(_affine(own, edge), place) for (own, place), edge in zip(self.outputs, outputs, strict=False)]
+        return replace(self, inputs=first, outputs=tuple(results) if outputs else self.outputs)
+
+
+def _affine(own: ArraySpec, edge: TensorSpec) -> ArraySpec:
+    return replace(own, scale=edge.scale, zero_point=edge.zero_point)
 
 
 def read_main(module: tvm.IRModule, layers: Mapping[str, Sequence[str]] | None = None) -> FlatMain:

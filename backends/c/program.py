@@ -10,6 +10,7 @@ import tvm
 
 from ...ir.errors import BuildError
 from ...ir.files import write_aside
+from ...ir.shapes import TensorSpec
 from ..linker import find_linker
 from ..manifest import IDENTIFIER, ArraySpec
 from ..target import Target
@@ -85,11 +86,13 @@ def emit(
     *,
     name: str = "model",
     layers: Mapping[str, Sequence[str]] | None = None,
+    edges: tuple[Sequence[TensorSpec], Sequence[TensorSpec]] = ((), ()),
 ) -> CProgram:
     """Write the C program of a lowered module into `directory`, which is replaced as a whole.
 
     lowered: `main` is one flat block of kernel calls (TVM's passes up to AttachGlobalSymbol), with static shapes.
     name: the prefix of the C symbols. layers: for a kernel's symbol the layers of its calls, in their order.
+    edges: the model's inputs and outputs, which know what integers stand for.
     Raises BuildError for a symbolic shape, or an operation or kernel that needs TVM's runtime.
     The same module and target give the same bytes.
     """
@@ -97,7 +100,7 @@ def emit(
         raise BuildError("emit", f"'{name}' is no C identifier", "it is the prefix of the program's symbols")
     if target.kind != "cpu":
         raise BuildError(target.name, f"a C program runs on a CPU, not on '{target.kind}'", "build a TVM module")
-    main = read_main(lowered, layers)
+    main = read_main(lowered, layers).with_edges(*edges)
     names = sorted({call.kernel for call in main.calls})
     kernels = compile_kernels({k: lowered[k] for k in names}, tvm_target(target), kernel_symbol(name, ""))
     buffers = arena_buffers(main)

@@ -39,7 +39,7 @@ extern "C" {{
 #define {NAME}_ARENA_BYTES {arena}
 #define {NAME}_WORKSPACE_BYTES {workspace} /* for each thread */
 #define {NAME}_WEIGHT_BYTES {weights}
-
+{affine}
 /* Returns MODEL_OK, MODEL_FAILED or MODEL_UNALIGNED. */
 int {name}_run({signature});
 
@@ -135,9 +135,18 @@ class ModelText:
         specs = [*self.main.inputs, *self.outputs]
         names = [*self.argument_names("in", self.main.inputs), *self.argument_names("out", self.outputs)]
         arrays = "\n".join(f" *   {name:6} {spec}" for name, spec in zip(names, specs, strict=True))
+        affine = "".join(map(self.affine, names, specs))
         return HEADER.format(
-            name=self.name, NAME=self.name.upper(), arrays=arrays, signature=self.signature(), **self.sizes
-        )
+            name=self.name, NAME=self.name.upper(), arrays=arrays, signature=self.signature(), affine=affine,
+            **self.sizes,
+        )  # fmt: skip
+
+    def affine(self, argument: str, spec: ArraySpec) -> str:
+        """What the integers of an argument stand for, as constants."""
+        if spec.scale is None:
+            return ""
+        stem = f"#define {self.name}_{argument}".upper().replace("#DEFINE", "#define")
+        return f"{stem}_SCALE {float(spec.scale).hex()}f\n{stem}_ZERO_POINT ({spec.zero_point})\n"
 
     def driver(self) -> str:
         arena, workspace, weights = (max(self.sizes[k], 64) for k in ("arena", "workspace", "weights"))

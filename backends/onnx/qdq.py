@@ -27,6 +27,7 @@ from torch import fx
 from ...ir import rewrite
 from ...ir.graph import Graph
 from ...ir.ops import arguments, op_name
+from ...ir.shapes import AFFINE, input_nodes
 from . import products
 from .operators import OPS, is_integer_op
 from .writer import Writer
@@ -57,7 +58,11 @@ class _Rewriting:
         self.writer = Writer(self.graph, _zero_points(self.graph))
 
     def run(self) -> None:
-        for node in list(self.graph.nodes):
+        nodes = list(self.graph.nodes)
+        self.writer.at = next(node for node in nodes if node.op in ("call_function", "output"))
+        for node in _integer_inputs(self.graph):
+            self.writer.store_integers(node, node)
+        for node in nodes:
             self.writer.at = node
             if is_integer_op(node):
                 self._integer_op(node)
@@ -92,7 +97,7 @@ class _Rewriting:
 
 def _zero_points(graph: Graph) -> dict[fx.Node, int]:
     """The zero point of every integer value: as its op or its readers say, and the same on both sides of a move."""
-    known: dict[fx.Node, int] = {}
+    known: dict[fx.Node, int] = {node: node.meta[AFFINE][1] for node in _integer_inputs(graph)}
     for node in filter(is_integer_op, graph.nodes):
         call = arguments(node)
         for operand, zero_point in _OPERANDS.items():
@@ -108,6 +113,10 @@ def _zero_points(graph: Graph) -> dict[fx.Node, int]:
             if zero_points := [known[n] for n in together if n in known]:
                 known |= dict.fromkeys(together, zero_points[0])
     return known
+
+
+def _integer_inputs(graph: Graph) -> list[fx.Node]:
+    return [node for node in input_nodes(graph.module.graph) if AFFINE in node.meta]
 
 
 # An operand of an integer op, and the argument that holds its zero point.

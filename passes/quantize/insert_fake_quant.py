@@ -12,7 +12,7 @@ from ...ir.graph import Graph
 from ...ir.ops import is_op
 from ...ir.shapes import shape
 from ..base import Context, Pass, Result, Skip
-from .placement import WEIGHT_QUANTIZER, Placement, place, quantizer_of
+from .placement import EDGES, INTEGER_OUTPUTS, WEIGHT_QUANTIZER, Placement, place, quantizer_of
 from .quantizers import cast_weight, quantize_activations, quantize_groups, quantize_weight
 from .rules import WEIGHT_AXIS, is_rounded, stored_weight
 from .selection import Selection, at_end
@@ -39,7 +39,8 @@ class InsertFakeQuant(Pass):
     Weights are quantized per output channel, symmetric; activations per tensor, affine. The quantizer of a conv stands
     behind its batch norm and clip (relu, relu6, ...); pooling by maximum, reshapes and the like pass a scale on;
     inputs of a concat share one. Inputs of the model are quantized, outputs are not. Batch norm is best folded
-    before; where it is not, it counts as part of the conv. Scales are infinite until `calibrate` sets them, so that
+    before; where it is not, it counts as part of the conv. With `edges` outputs are quantized too, so that
+    lower-integers can make them integers. Scales are infinite until `calibrate` sets them, so that
     running the graph too early yields NaN and cannot go unseen. Rounding is half to even, then the zero point is
     added, then the clip (as torch.fake_quantize_per_tensor_affine does), with a straight-through gradient.
 
@@ -71,9 +72,11 @@ class InsertFakeQuant(Pass):
     """With `activations=none`: one scale for so many neighbouring inputs of each output of linear layers."""
     activation_bits: int = 8
     """2 to 8, of int8 and uint8."""
+    edges: str = "float"
+    """float, or outputs or integer: the model's outputs are quantized as well. inputs changes nothing here."""
 
     def __post_init__(self) -> None:
-        choices = (("activations", _ACTIVATIONS), ("first", _ENDS), ("last", _ENDS))
+        choices = (("activations", _ACTIVATIONS), ("first", _ENDS), ("last", _ENDS), ("edges", EDGES))
         for label, known in (*choices, ("weights", ("integer", *_SMALL_FLOATS))):
             if (word := getattr(self, label)) not in known:
                 *others, last = map(_written, known)
@@ -90,7 +93,7 @@ class InsertFakeQuant(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> Result:
         selection = Selection(self.keep, self.only, self.first == "float", self.last == "float")
-        plan = place(graph, selection.floats(graph, self.name))
+        plan = place(graph, selection.floats(graph, self.name), outputs=self.edges in INTEGER_OUTPUTS)
         groups = plan.groups if self.activations is not None else []
         at_8_bits = {node for at in ("first", "last") if getattr(self, at) == "int8" for node in at_end(graph, at)}
         skipped = list(plan.skipped)

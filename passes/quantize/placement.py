@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import fx
 
 from ...ir.graph import Graph
@@ -11,6 +12,9 @@ from .rules import WEIGHT_AXIS, Role, Roles, data_inputs
 
 ACTIVATION_QUANTIZER = "fake_quantize_per_tensor_affine"
 WEIGHT_QUANTIZER = "fake_quantize_per_channel_affine"
+# Which of the model's inputs and outputs are integers.
+EDGES = ("float", "inputs", "outputs", "integer")
+INTEGER_INPUTS, INTEGER_OUTPUTS = ("inputs", "integer"), ("outputs", "integer")
 
 
 @dataclass
@@ -29,15 +33,17 @@ class Placement:
     skipped: list[Skip] = field(default_factory=list)
 
 
-def place(graph: Graph, kept: dict[fx.Node, str]) -> Placement:
+def place(graph: Graph, kept: dict[fx.Node, str], *, outputs: bool = False) -> Placement:
     """Decide where quantizers go. `kept` holds the calls that stay in float, each with its reason.
+
+    outputs: the model's float32 outputs are quantized too, whatever computes them.
 
     A value is quantized where an integer op reads it, directly or through ops that only move values. Products are
     integer ops; other ops are where their result is read so and one of their inputs comes from integers (of a matrix
     product both): an op between float values gains nothing. Outputs of the model that nothing inside reads stay in
     float.
     """
-    return _Walk(graph, kept).placement()
+    return _Walk(graph, kept, graph.module.graph.output_node() if outputs else None).placement()
 
 
 def quantizer_of(value: fx.Node) -> fx.Node | None:
@@ -46,12 +52,13 @@ def quantizer_of(value: fx.Node) -> fx.Node | None:
 
 
 class _Walk:
-    def __init__(self, graph: Graph, kept: dict[fx.Node, str]):
+    def __init__(self, graph: Graph, kept: dict[fx.Node, str], output: fx.Node | None):
         self.roles = Roles(graph, kept)
         self.calls = [n for n in graph.nodes if n.op in ("call_function", "placeholder")]
         self.kept = kept
         self.integers = self._made_of_integers()
-        self.demanded: set[fx.Node] = set()
+        self.output = output
+        self.demanded = {read for read in output.all_input_nodes if _is_float(read)} if output else set[fx.Node]()
         self.reads: dict[fx.Node, list[fx.Node]] = {}
         for node in reversed(self.calls):  # readers come later, so `demanded` is complete when a node is reached
             self.reads[node] = self._needs(node)
@@ -122,7 +129,13 @@ class _Walk:
         """Who reads the quantized value.
 
         An integer op stores only int8, so every op reads that; a float op's result stays there for float readers.
-        The model's own output is never quantized.
+        The model's own output is float unless integers were asked for.
         """
+        edge = [self.output] if self.output is not None and self.output in value.users else []
         calls = [user for user in value.users if user.op == "call_function" and not is_op(user, ACTIVATION_QUANTIZER)]
-        return calls if value in self.integers else [user for user in calls if value in self.reads[user]]
+        return edge + (calls if value in self.integers else [user for user in calls if value in self.reads[user]])
+
+
+def _is_float(value: fx.Node) -> bool:
+    recorded = value.meta.get("val")
+    return value.op == "call_function" and isinstance(recorded, torch.Tensor) and recorded.dtype == torch.float32

@@ -300,6 +300,20 @@ def test_a_field_of_the_wrong_type_is_refused(path, field):
     refused(rewritten(path, manifest_with(**{field: value})), f"manifest.json is wrong: .*{message}")
 
 
+WRONG_GRIDS = {
+    "a scale alone": ({"scale": 0.5}, "'inputs' has a scale or a zero point alone"),
+    "a zero point of 16 bits": ({"scale": 0.5, "zero_point": 300}, "'inputs.zero_point' is not an integer of 8 bits"),
+    "no width": ({"scale": 0.0, "zero_point": 0}, "'inputs.scale' is not above 0"),
+    "a word": ({"scale": "half", "zero_point": 0}, "'inputs.scale' is not a number of at least 0"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_GRIDS)
+def test_integers_that_stand_for_nothing_are_refused(path, case):
+    extra, message = WRONG_GRIDS[case]
+    refused(rewritten(path, manifest_with(inputs=[{**SPEC, **extra}])), f"manifest.json is wrong: {message}")
+
+
 def test_symbols_are_for_modules_only(path, tmp_path):
     symbolic = [{**SPEC, "shape": ["b", 3]}]
     refused(rewritten(path, manifest_with(inputs=symbolic)), "a C program cannot have the symbolic extent 'b'")

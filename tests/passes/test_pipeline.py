@@ -167,7 +167,7 @@ def test_a_pass_gets_the_data(graph):
         ),
         ("crash", PassError, r"breaks\{how=crash\}: it failed: ZeroDivisionError: of its own"),
         ("own error", PassError, "breaks: it cannot do this"),
-        ("output", PassError, r"changed the model's inputs or outputs from output : f32\[b,4\] to output : f64\[b,4\]"),
+        ("output", PassError, r"inputs or outputs from x : .*, output : f32\[b,4\] to x : .*, output : f64\[b,4\]"),
     ],
 )
 def test_a_pass_that_fails_leaves_the_graph_as_it_was(graph, how, error, message):

@@ -60,8 +60,10 @@ class Emitter:
         """The float form of an integer value, made once."""
         if value.node not in self._floats:
             args = value.node, value.grid.scale, value.grid.zero_point
+            is_input = value.node.op == "placeholder"  # all inputs come before all calls
+            after = self.graph.module.graph.find_nodes(op="placeholder")[-1] if is_input else value.node
             self._floats[value.node] = rewrite.insert(
-                self.graph, _OPS.dequantize.default, args, after=value.node, like=of, name=f"{of.name}_float"
+                self.graph, _OPS.dequantize.default, args, after=after, like=of, name=f"{of.name}_float"
             )
         return self._floats[value.node]
 

@@ -8,10 +8,19 @@ from torch import fx
 
 from ....ir import rewrite
 from ....ir.cost import INTEGER_PRODUCTS, macs
+from ....ir.errors import UsageError
 from ....ir.graph import Graph
 from ....ir.ops import arguments, is_getitem, is_op, op_name
+from ....ir.shapes import AFFINE, input_nodes
 from ...base import Context, Pass, Result, Skip
-from ..placement import ACTIVATION_QUANTIZER, WEIGHT_QUANTIZER
+from ..placement import (
+    ACTIVATION_QUANTIZER,
+    EDGES,
+    INTEGER_INPUTS,
+    INTEGER_OUTPUTS,
+    WEIGHT_QUANTIZER,
+    quantizer_of,
+)
 from ..rules import WEIGHT_AXIS, Role, Roles, data_inputs
 from . import arithmetic, batch_norm, functions, moves, products
 from .emitter import Emitter
@@ -29,8 +38,8 @@ class LowerIntegers(Pass):
     after:   %xq = quantize(%x, scale=0.02, ...);  %a = conv_int32(%xq, w_int8, b_int32, ...)
              %zq = requantize(%a, multiplier, ...)
     skips:   a product whose sums could leave int32; an op without an integer form, or without one for its arguments;
-             quantizers of more than 8 bits; a graph without quantizers. What is skipped stays in float, between
-             explicit conversions
+             quantizers of more than 8 bits; a graph without quantizers; an input or output that 'edges' names and no
+             quantizer stands behind. What is skipped stays in float, between explicit conversions
 
     The integer graph differs from the fake-quantized one in roundings only: biases are integers, sums are exact, and
     a sum of two values is rounded once. Whatever runs it gives the same integers (planish.ir.integers).
@@ -44,9 +53,22 @@ class LowerIntegers(Pass):
     provides: ClassVar[frozenset[str]] = frozenset({"integers"})
     drops: ClassVar[frozenset[str]] = frozenset({"fake-quant", "calibrated"})
 
+    edges: str = "float"
+    """Which of the model's inputs and outputs are integers: float (none), inputs, outputs, or integer (both).
+    `graph.inputs` and `graph.outputs` state what they stand for: scale * (q - zero_point). Outputs need
+    insert-fake-quant{edges=integer}."""
+
+    def __post_init__(self) -> None:
+        if self.edges not in EDGES:
+            expected = f"expected {', '.join(EDGES[:-1])} or {EDGES[-1]}"
+            raise UsageError(self.name, f"'edges' is '{self.edges}'", expected)
+
+    def keeps_types(self) -> bool:
+        return self.edges == "float"
+
     def run(self, graph: Graph, ctx: Context) -> Result:
         graph.eval()
-        lowering = _Lowering(graph, ctx)
+        lowering = _Lowering(graph, ctx, self.edges)
         lowering.run()
         rewrite.finish(graph)
         skipped = tuple(lowering.skipped.values())
@@ -67,6 +89,7 @@ class _Lowering:
 
     graph: Graph
     ctx: Context
+    edges: str = "float"
     integers: dict[fx.Node, Quantized] = field(default_factory=dict)
     moved: dict[fx.Node, Grid] = field(default_factory=dict)
     sums: dict[fx.Node, fx.Node] = field(default_factory=dict)
@@ -80,6 +103,8 @@ class _Lowering:
         self.emitter = Emitter(self.graph, next(iter(self.graph.nodes)))
 
     def run(self) -> None:
+        if self.edges in INTEGER_INPUTS:
+            self._take_integers()
         for node in [n for n in self.graph.nodes if n.op == "call_function"]:
             self.emitter.at = node
             if is_op(node, ACTIVATION_QUANTIZER):
@@ -87,6 +112,34 @@ class _Lowering:
             elif self.roles[node] in (Role.PASS, Role.JOIN):
                 self._move(node)
         self._join_floats()
+
+    def _take_integers(self) -> None:
+        """Inputs that a quantizer of 8 bits stands behind become its integers."""
+        for node in input_nodes(self.graph.module.graph):
+            quantizer = quantizer_of(node)
+            if quantizer is None and node.meta["val"].is_floating_point():
+                self._skip(node, "no quantizer stands behind this input")
+            if quantizer is not None and (grid := Grid.of(self.graph, quantizer)).fits_8_bits and self.ctx.fuel.take():
+                self.changed += 1
+                rewrite.set_input_type(self.graph, node, grid.dtype)
+                self._mark(self.integers.setdefault(node, Quantized(node, grid)))
+
+    def _give_integers(self, output: fx.Node) -> set[fx.Node]:
+        """Outputs that are integers on a grid are handed out as they are. Returns the calls that make them."""
+        given: set[fx.Node] = set()
+        for read in output.all_input_nodes:
+            value = self._quantized(read)
+            if value is not None:
+                self._mark(value)
+                output.replace_input_with(read, value.node)
+                given.add(value.node)
+            elif read.meta["val"].is_floating_point():
+                self._skip(read, "no quantizer stands behind this output; set 'edges' of insert-fake-quant")
+        return given
+
+    @staticmethod
+    def _mark(value: Quantized) -> None:
+        value.node.meta[AFFINE] = value.grid.scale, value.grid.zero_point
 
     def _quantizer(self, quantizer: fx.Node) -> None:
         """The integers of a quantized value: computed from integers where all its inputs are, else converted."""
@@ -169,8 +222,9 @@ class _Lowering:
     def _join_floats(self) -> None:
         """What is still needed in float, back from the outputs: products are converted from int32 sums, other ops
         read converted integers."""
-        self.floats.append(self.graph.module.graph.output_node())
-        seen: set[fx.Node] = set()
+        output = self.graph.module.graph.output_node()
+        self.floats.append(output)
+        seen = self._give_integers(output) if self.edges in INTEGER_OUTPUTS else set[fx.Node]()
         while self.floats:
             node = self.floats.pop()
             if node in seen:
@@ -180,7 +234,7 @@ class _Lowering:
                 continue
             for read in node.all_input_nodes:
                 value = self.integers.get(read)
-                if value is None or value.node.args[0] is read:
+                if value is None or read in value.node.args[:1]:
                     self.floats.append(read)
                 elif is_op(node, *_SHAPE_QUESTIONS):
                     node.replace_input_with(read, value.node)
