@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from .arm import NeonFp32
-from .arm_integers import Sdot, Smmla, Smull
+from .arm_integers import Sdot, Smmla
+from .arm_smull import Smull
 from .base import Arithmetic, Integers
 from .stored_weights import StoredWeights, with_stored_weights
 from .x86 import X86Fp32

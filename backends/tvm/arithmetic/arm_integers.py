@@ -61,7 +61,7 @@ class ByPixel(NeonIntegers):
             for v in range(vectors):
                 weight = weights.vector(weight_offset + (step * vectors + v * self.group) * self.lanes, 16)
                 for p, offset in enumerate(offsets):
-                    four = self.lane(whole[p], step) if whole else _bytes(source, offset + step, steps - step, 4)
+                    four = self.lane(whole[p], step) if whole else four_bytes(source, offset + step, steps - step)
                     accumulators[p][v].value = self.add_products(accumulators[p][v].value, four, weight)
 
     def lane(self, bytes_read: Any, step: int) -> Any:
@@ -78,23 +78,6 @@ class Sdot(ByPixel):
     def add_products(self, total: Any, four: Any, weight: Any) -> Any:
         spread = T.reinterpret(T.broadcast(four, self.lanes), dtype="int8x16")
         return T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.sdot", total, weight, spread)
-
-
-@dataclass(frozen=True)
-class Smull(ByPixel):
-    """smull and smlal to 16 bits, sadalp to 32, of cores without the dot product (Cortex-A53, A72).
-
-    Two products of an activation and a weight within -127..127 fit 16 bits: 2 * 128 * 127 < 2**15.
-    """
-
-    name: ClassVar[str] = "smull"
-
-    def add_products(self, total: Any, four: Any, weight: Any) -> Any:
-        spread = T.reinterpret(T.broadcast(four, self.lanes), dtype="int8x16")
-        halves = [_half(spread, i, "int16x8") * _half(weight, i, "int16x8") for i in range(2)]
-        # Lanes hold products [k0 k1 k2 k3] of output 0, then of output 1: pairs are added, and pairs of pairs.
-        sums = [T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.saddlp", half) for half in halves]
-        return total + T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.addp", *sums)
 
 
 @dataclass(frozen=True)
@@ -154,6 +137,11 @@ class Smmla(NeonIntegers):
         return super().time(even, vectors) + even / 2
 
 
+def four_bytes(source: Any, offset: Any, count: int) -> Any:
+    """Four neighbouring bytes in memory as an int32; what is missing of `count` is zero, and not read."""
+    return _bytes(source, offset, count, 4)
+
+
 def _bytes(source: Any, offset: Any, count: int, size: int) -> Any:
     """`size` (4 or 8) neighbouring bytes in memory as an integer; what is missing of `count` is zero, and not read."""
     kind = f"int{8 * size}"
@@ -164,7 +152,3 @@ def _bytes(source: Any, offset: Any, count: int, size: int) -> Any:
         byte = T.cast(T.reinterpret(source.scalar(offset + i), dtype="uint8"), kind)
         whole = whole | (byte << T.cast(8 * i, kind))
     return whole
-
-
-def _half(vector: Any, which: int, kind: str) -> Any:
-    return T.cast(T.Shuffle([vector], list(range(which * 8, which * 8 + 8))), kind)

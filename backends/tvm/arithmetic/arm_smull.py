@@ -1,0 +1,74 @@
+"""8-bit integers on NEON without the dot product: two products fit 16 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .arm_integers import NeonIntegers, four_bytes
+from .tir import T
+
+
+@dataclass(frozen=True)
+class Smull(NeonIntegers):
+    """smull and smlal to 16 bits, sadalp to 32, of cores without the dot product (Cortex-A53, A72).
+
+    Two products of an activation and a weight within -127..127 fit 16 bits: 2 * 128 * 127 < 2**15. Of four k steps the
+    first two are multiplied and the last two added to them, in eight lanes that hold the pairs of four outputs; one
+    instruction adds the pairs to the sums. The two pairs of activations are spread once for all vectors of outputs.
+    """
+
+    name: ClassVar[str] = "smull"
+    group: ClassVar[int] = 4
+
+    def stored(self, weights: np.ndarray) -> np.ndarray:
+        """[lane][4 k] of each vector as [pair of k][lane][2 k]."""
+        pairs = weights.astype(self.weight, copy=False).reshape(-1, self.lanes, 2, 2)
+        return pairs.transpose(0, 2, 1, 3).ravel()
+
+    def multiply(
+        self,
+        accumulators: Sequence[Sequence[Any]],
+        source: Any,
+        offsets: Sequence[Any],
+        weights: Any,
+        weight_offset: Any,
+        steps: int,
+    ) -> None:
+        vectors = len(accumulators[0])
+        # One load feeds four groups; fewer steps than that end a row, and a whole vector could reach past the buffer.
+        whole = [source.vector(offset, self.unroll) for offset in offsets] if steps == self.unroll else None
+        for step in range(0, steps, self.group):
+            at = weight_offset + step * vectors * self.lanes
+            read = [weights.vector(at + v * self.group * self.lanes, 16) for v in range(vectors)]
+            for p, offset in enumerate(offsets):
+                if whole:
+                    pairs, first = T.reinterpret(whole[p], dtype="int16x8"), step // 2
+                else:
+                    pairs, first = T.reinterpret(four_bytes(source, offset + step, steps - step), dtype="int16x2"), 0
+                spread = [self.spread(pairs, first + i) for i in range(2)]
+                for v in range(vectors):
+                    products = spread[0] * _half(read[v], 0) + spread[1] * _half(read[v], 1)
+                    total = accumulators[p][v]
+                    total.value = total.value + T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.saddlp", products)
+
+    def spread(self, pairs: Any, which: int) -> Any:
+        """One pair of neighbouring bytes, four times over, as 16 bits."""
+        pair = T.broadcast(T.Shuffle([pairs], [which]), self.lanes)
+        return T.cast(T.reinterpret(pair, dtype="int8x8"), "int16x8")
+
+    def registers_used(self, pixels: int, vectors: int) -> int:
+        """Sums, activations, both halves of the weights, two pairs and their products."""
+        return pixels * vectors + pixels + 2 * vectors + 3
+
+    def time(self, pixels: int, vectors: int) -> float:
+        """In multiplications: one pipe multiplies, the other one adds pairs and spreads activations."""
+        sums = pixels * vectors
+        return max(2 * sums, sums + 2 * pixels) + 0.2 * self.loads(pixels, vectors)
+
+
+def _half(vector: Any, which: int) -> Any:
+    return T.cast(T.Shuffle([vector], list(range(which * 8, which * 8 + 8))), "int16x8")
