@@ -11,13 +11,14 @@ from torch import fx
 from ...ir.graph import Graph
 from ...ir.integers.packed_weights import WEIGHT_ONLY
 from ...ir.ops import arguments, is_op, only_user, op_name
+from . import transposed
 from .fuse_integers import IntegerPair, IntegerSum, integer_kernels
 from .kernels import ACTIVATIONS, Epilogue, Window
 
 
 @dataclass(frozen=True)
 class Product:
-    """A conv2d or linear call and what is fused behind it. `result` is the node whose value the kernel yields."""
+    """A convolution or linear call and what is fused behind it. `result` is the node whose value the kernel yields."""
 
     node: fx.Node
     result: fx.Node
@@ -59,7 +60,7 @@ def plan(graph: Graph) -> Plan:
     """Choose the fused kernels of a frozen graph."""
     products: dict[fx.Node, Product] = {}
     claimed: set[fx.Node] = set()
-    for node in graph.calls("conv2d", "linear", WEIGHT_ONLY):
+    for node in graph.calls("conv2d", "conv_transpose2d", "linear", WEIGHT_ONLY):
         if has_kernel(node):
             product = _with_epilogue(node, claimed)
             claimed |= set(_chain(product))
@@ -74,17 +75,19 @@ def plan(graph: Graph) -> Plan:
 
 
 def has_kernel(node: fx.Node) -> bool:
-    """Float32 conv2d with numeric padding, or linear, whose weight and bias are weights of the graph.
+    """Float32 conv2d with numeric padding, conv_transpose2d or linear, whose weight and bias are the graph's own.
 
     Those of packed weights always are: lower-weights makes no others.
     """
     if is_op(node, WEIGHT_ONLY):
         return True
-    if node.target not in (torch.ops.aten.conv2d.default, torch.ops.aten.linear.default):
+    if node.target not in _PRODUCTS:
         return False
     call = arguments(node)
     is_weight = call.weight.op == "get_attr" and (call.bias is None or call.bias.op == "get_attr")
-    return is_weight and node.meta["val"].dtype == torch.float32 and (op_name(node) == "linear" or _is_batched(node))
+    if not is_weight or node.meta["val"].dtype != torch.float32:
+        return False
+    return _PRODUCTS[node.target](node)
 
 
 def window(node: fx.Node) -> Window:
@@ -226,6 +229,14 @@ def _gelu(node: fx.Node) -> Epilogue | None:
 def _plain(name: str) -> Callable[[fx.Node], Epilogue]:
     return lambda node: Epilogue(activation=name)
 
+
+_aten = torch.ops.aten
+# The calls that kernels compute, and what must hold for one besides.
+_PRODUCTS: dict[Any, Callable[[fx.Node], bool]] = {
+    _aten.linear.default: lambda node: True,
+    _aten.conv2d.default: _is_batched,
+    _aten.conv_transpose2d.input: lambda node: _is_batched(node) and transposed.has_kernel(node),
+}
 
 _ACTIVATION_RULES: dict[str, Callable[[fx.Node], Epilogue | None]] = {
     **{name: _plain(name) for name in ("relu", "relu6", "hardswish", "hardsigmoid", "sigmoid", "silu", "tanh")},

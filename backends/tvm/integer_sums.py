@@ -12,6 +12,7 @@ import numpy as np
 from tvm import relax
 
 from ...ir.ops import arguments, is_op
+from . import transposed
 from .fuse_integers import IntegerPair, IntegerSum, is_depthwise, is_pointwise, window
 from .integer_calls import keep, operands, whole_extents
 from .integer_numbers import arrays_of, constants_of, grid_of, stored_zero
@@ -57,6 +58,20 @@ def _conv(emitter: Emitter, kernel: IntegerSum) -> bool:
     value = emitter.product_kernel(
         kernel.result, spec, packed, arrays_of(emitter, kernel, zero_point), emitter.integers
     )
+    emitter.values.set_packed(kernel.result, value)
+    return True
+
+
+def _conv_transpose(emitter: Emitter, kernel: IntegerSum) -> bool:
+    call, extents = arguments(kernel.node), emitter.packed_extents(kernel.source)
+    if extents is None:
+        return False
+    zero_point = stored_zero(emitter, call.input, call.zero_point)
+    spec = transposed.spec_of(kernel.node, extents[0], _epilogue(kernel), bordered=bool(zero_point))
+    if spec is None:
+        return False
+    inputs, arrays = [emitter.values.packed(kernel.source)], arrays_of(emitter, kernel, zero_point)
+    value = emitter.product_kernel(kernel.result, spec, inputs, arrays, emitter.integers)
     emitter.values.set_packed(kernel.result, value)
     return True
 
@@ -151,6 +166,7 @@ def _epilogue(kernel: IntegerSum) -> Requantize | Dequantize:
 
 RULES: dict[str, Callable[[Emitter, IntegerSum], bool]] = {
     "conv_int32": _conv,
+    "conv_transpose_int32": _conv_transpose,
     "linear_int32": _linear,
     "sum_int32": _mean,
     "sum_pool2d_int32": _sum_pool,

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import fx
+from tvm import relax
 
 from ...ir.integers.packed_weights import WEIGHT_ONLY
 from ...ir.ops import arguments, is_op, op_name
-from . import weight_only
+from . import transposed, weight_only
 from .fuse import Pair, Product, is_depthwise, is_pointwise, window
-from .kernels import Dense, Depthwise, DirectConv, ExpandDepthwise, Pointwise, WeightOnlyDense
+from .kernels import Dense, Depthwise, DirectConv, ExpandDepthwise, Pointwise, WeightOnlyDense, winograd_choice
 from .rows import Rows
 
 if TYPE_CHECKING:
@@ -34,10 +35,14 @@ def emit(emitter: Emitter, kernel: Product | Pair) -> None:
 def _emit_conv(emitter: Emitter, product: Product) -> None:
     source, call = product.source, arguments(product.node)
     batch, channels, height, width = _nchw(emitter, source)
-    out_channels = int(call.weight.meta["val"].shape[0])
-    shape, epilogue = window(product.node), product.epilogue
     inputs = [] if product.residual is None else [emitter.values.packed(product.residual)]
     spec: Any
+    if op_name(product.node) == "conv_transpose2d":
+        spec = transposed.spec_of(product.node, batch, product.epilogue)
+        _emit_packed(emitter, product, spec, [emitter.values.packed(source), *inputs])
+        return
+    out_channels = int(call.weight.meta["val"].shape[0])
+    shape, epilogue = window(product.node), product.epilogue
     if is_depthwise(product.node):
         spec = Depthwise(batch, height, width, channels, shape, epilogue)
     elif is_pointwise(product.node) and shape.stride == (1, 1):
@@ -46,9 +51,14 @@ def _emit_conv(emitter: Emitter, product: Product) -> None:
         # An image of few channels is read in place; packing it would multiply its size.
         image = not emitter.values.is_packed(source) and channels < emitter.target.lanes
         spec = DirectConv(batch, height, width, channels, out_channels, shape, call.groups, image, epilogue)
+        spec = winograd_choice.instead_of(spec, emitter.arithmetic) or spec
     reads_plain = isinstance(spec, DirectConv) and spec.image
     first = emitter.values[source] if reads_plain else emitter.values.packed(source)
-    value = emitter.product_kernel(product.result, spec, [first, *inputs], _weights(emitter, product.node))
+    _emit_packed(emitter, product, spec, [first, *inputs])
+
+
+def _emit_packed(emitter: Emitter, product: Product, spec: Any, inputs: list[relax.Expr]) -> None:
+    value = emitter.product_kernel(product.result, spec, inputs, _weights(emitter, product.node))
     emitter.values.set_packed(product.result, value)
 
 

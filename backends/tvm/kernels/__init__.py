@@ -20,7 +20,9 @@ from . import (
     layout,
     pointwise,
     pool,
+    transposed,
     weight_only,
+    winograd,
 )
 from .activations import ACTIVATIONS
 from .epilogues import Dequantize, Epilogue, Requantize
@@ -43,8 +45,10 @@ from .shapes import (
     ToIntegers,
     ToPacked,
     ToPlain,
+    TransposedConv,
     Unary,
     Window,
+    Winograd,
     round_up,
 )
 from .weight_only import WeightOnlyDense
@@ -54,6 +58,8 @@ FAMILIES: dict[type, Any] = {
     Dense: pointwise,
     WeightOnlyDense: weight_only,
     DirectConv: direct,
+    Winograd: winograd,
+    TransposedConv: transposed,
     Depthwise: depthwise,
     ExpandDepthwise: expand_depthwise,
     GlobalMean: pool,
@@ -114,9 +120,11 @@ __all__ = [
     "ToIntegers",
     "ToPacked",
     "ToPlain",
+    "TransposedConv",
     "Unary",
     "WeightOnlyDense",
     "Window",
+    "Winograd",
     "constants",
     "describe",
     "pack",

@@ -110,13 +110,13 @@ def prim_func(spec: DirectConv, arithmetic: Arithmetic) -> Any:
         given = kernel.parameters(signature(spec, arithmetic))
         output = product_weights.output_of(kernel, arithmetic, spec.epilogue, given, taken=2)
         source, (weights, bias) = given.sources[0], given.weights[:2]
-        nest = _Nest(kernel, arithmetic, spec, plan(spec, arithmetic), source, weights, bias, output)
+        nest = Nest(kernel, arithmetic, spec, plan(spec, arithmetic), source, weights, bias, output)
         nest.emit(spec.batch or given.batch)
     return kernel.prim_func
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Which register tile: the indices of the loops around it."""
 
     image: Index
@@ -129,7 +129,7 @@ class _Place:
 
 
 @dataclass(frozen=True)
-class _Nest:
+class Nest:
     """The loops around the microkernel."""
 
     kernel: Kernel
@@ -157,7 +157,7 @@ class _Nest:
                     for columns in cut_columns(spec.window, spec.width, p.out_width, p.tile.pixels):
                         with self.kernel.loop(columns.count) as i:
                             column = columns.start + i * columns.size
-                            self.tile(_Place(image, row, column, columns, group, panel, cut.size))
+                            self.tile(Place(image, row, column, columns, group, panel, cut.size))
 
     @property
     def pitch_in(self) -> int:
@@ -169,10 +169,10 @@ class _Nest:
         """Products per output."""
         return self.spec.window.taps * self.plan.run
 
-    def tile(self, place: _Place) -> None:
+    def tile(self, place: Place) -> None:
         """One register tile: neighbouring columns by the vectors of one panel."""
         p, lanes, window = self.plan, self.arithmetic.lanes, self.spec.window
-        channel = (place.group * p.vectors + place.panel * p.tile.vectors) * lanes
+        channel = self.vector(place) * lanes
         sums = Accumulators(self.kernel, self.arithmetic, place.columns.size, place.vectors)
         sums.start(self.bias, *self.starts(place, channel))
         begin, end = rows_on_image(window, self.spec.height, place.row)
@@ -184,15 +184,20 @@ class _Nest:
             else:
                 passes = (tap - begin) * (window.kernel[1] * (p.run // self.arithmetic.unroll))
                 self.feed(sums, place, tap, panel, ahead and ahead.after(passes))
-        output, pitch = self.output.at(place.image), round_up(self.spec.out_channels, lanes)
-        first = (place.row * p.out_width + place.column) * pitch + channel
+        sums.finish(lambda i, v, value: self.store(place, i, v, value))
 
-        def store(i: int, v: int, value: Vector) -> None:
-            output.write(first + i * pitch + v * lanes, value, channel + v * lanes)
+    def store(self, place: Place, i: int, v: int, value: Vector) -> None:
+        """Write vector v of pixel i of a finished tile."""
+        lanes, pitch = self.arithmetic.lanes, round_up(self.spec.out_channels, self.arithmetic.lanes)
+        channel = self.vector(place, v) * lanes
+        pixel = place.row * self.plan.out_width + place.column + i
+        self.output.at(place.image).write(pixel * pitch + channel, value, channel)
 
-        sums.finish(store)
+    def vector(self, place: Place, v: int = 0) -> Index:
+        """The number of a tile's vector v among all vectors of outputs."""
+        return place.group * self.plan.vectors + place.panel * self.plan.tile.vectors + v
 
-    def starts(self, place: _Place, channel: Index) -> list[Index]:
+    def starts(self, place: Place, channel: Index) -> list[Index]:
         """Where the bias of each pixel lies: one for all, or one for each class of borders."""
         p = self.plan
         if p.borders is None:
@@ -200,7 +205,7 @@ class _Nest:
         outputs, columns = p.groups * p.vectors * self.arithmetic.lanes, place.columns
         return [p.borders.index(place.row, columns, i) * outputs + channel for i in range(columns.size)]
 
-    def feed(self, sums: Accumulators, place: _Place, tap_row: Index, panel: Index, ahead: Ahead | None) -> None:
+    def feed(self, sums: Accumulators, place: Place, tap_row: Index, panel: Index, ahead: Ahead | None) -> None:
         """One row of the window over packed channels: the channels of each tap are one run.
 
         `panel`: offset of the panel of weights.
@@ -216,7 +221,7 @@ class _Nest:
                 here = ahead and ahead.after(ahead.passed + tap * (p.run // self.arithmetic.unroll))
                 sums.accumulate(source, offsets, self.weights, weights, p.run, here)
 
-    def ahead(self, place: _Place, panel: Index) -> Ahead | None:
+    def ahead(self, place: Place, panel: Index) -> Ahead | None:
         """What a whole tile prefetches of the next panel."""
         p, pixels = self.plan, self.plan.tile.pixels
         if self.spec.image or place.columns.size != pixels:
@@ -226,7 +231,7 @@ class _Nest:
         tiles, tile = p.out_height * per_row, place.row * per_row + place.column // pixels
         return Ahead.plan(self.arithmetic, next_panel, self.depth, place.vectors, tiles, tile)
 
-    def feed_image(self, sums: Accumulators, place: _Place, tap_row: Index, panel: Index) -> None:
+    def feed_image(self, sums: Accumulators, place: Place, tap_row: Index, panel: Index) -> None:
         """One row of the window over the planes of a plain image.
 
         Taps that read the same pixel stand side by side: LLVM loads it once, and need not keep it.

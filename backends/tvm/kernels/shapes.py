@@ -98,6 +98,49 @@ class DirectConv:
 
 
 @dataclass(frozen=True)
+class TransposedConv:
+    """A transposed convolution of one group. Padding is cut from the output's border, (vertical, horizontal) pixels.
+
+    output: height and width of the result; bordered: as in DirectConv.
+    """
+
+    batch: int | None
+    height: int
+    width: int
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    output: tuple[int, int]
+    epilogue: Finish = NO_EPILOGUE
+    bordered: bool = False
+
+    @property
+    def phases(self) -> int:
+        """Outputs per pixel of the input."""
+        return self.stride[0] * self.stride[1]
+
+
+@dataclass(frozen=True)
+class Winograd:
+    """A 3x3 convolution of stride 1, dilation 1 and one group in float32, `tile` x `tile` outputs at a time (2 or 4).
+
+    padding: (top, bottom, left, right) in pixels.
+    """
+
+    batch: int | None
+    height: int
+    width: int
+    in_channels: int
+    out_channels: int
+    padding: tuple[int, int, int, int]
+    tile: int
+    epilogue: Epilogue = NO_EPILOGUE
+
+
+@dataclass(frozen=True)
 class Depthwise(Map):
     """A depthwise convolution with channel multiplier 1. `bordered` as in DirectConv."""
 
@@ -207,7 +250,7 @@ class ToPlain(Map):
 
 
 Spec = (
-    Pointwise | Dense | DirectConv | Depthwise | ExpandDepthwise
+    Pointwise | Dense | DirectConv | Winograd | TransposedConv | Depthwise | ExpandDepthwise
     | GlobalMean | Pool | Binary | Unary | ToPacked | ToPlain
     | IntegerAdd | IntegerMul | Lookup | ToIntegers | ToFloat
 )  # fmt: skip
