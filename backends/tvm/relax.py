@@ -21,7 +21,7 @@ from ...ir.graph import Graph
 from ...ir.integers.packed_weights import WEIGHT_ONLY
 from ...ir.ops import describe, is_random, op_name, writes
 from ..target import Target
-from . import integer_kernels, packed_ops, plain_integers, products, weight_only
+from . import attention, integer_kernels, packed_ops, plain_integers, products, weight_only
 from .arithmetic import Arithmetic, Integers, fp32, integers
 from .fuse import Plan, plan
 from .fuse_integers import IntegerPair, IntegerSum
@@ -221,7 +221,7 @@ class Emitter:
                 integer_kernels.emit_fused(self, kernel)
             elif kernel is not None:
                 products.emit(self, kernel)
-            elif integer_kernels.emit(self, node) or packed_ops.emit(self, node):
+            elif integer_kernels.emit(self, node) or packed_ops.emit(self, node) or attention.emit(self, node):
                 return
             elif plain_integers.computes(node):
                 self.others[op_name(node)] += 1

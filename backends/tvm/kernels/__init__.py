@@ -12,6 +12,7 @@ import numpy as np
 
 from ..arithmetic import Arithmetic
 from . import (
+    attention,
     depthwise,
     direct,
     elementwise,
@@ -25,6 +26,7 @@ from . import (
     winograd,
 )
 from .activations import ACTIVATIONS
+from .attention import Attention, Tokens
 from .epilogues import Dequantize, Epilogue, Requantize
 from .requantize import Addition, StoredGrid, constants
 from .shapes import (
@@ -54,6 +56,7 @@ from .shapes import (
 from .weight_only import WeightOnlyDense
 
 FAMILIES: dict[type, Any] = {
+    Attention: attention,
     Pointwise: pointwise,
     Dense: pointwise,
     WeightOnlyDense: weight_only,
@@ -99,6 +102,7 @@ def describe(spec: Spec, arithmetic: Arithmetic) -> str:
 __all__ = [
     "ACTIVATIONS",
     "Addition",
+    "Attention",
     "Binary",
     "Dense",
     "Depthwise",
@@ -121,6 +125,7 @@ __all__ = [
     "ToPacked",
     "ToPlain",
     "TransposedConv",
+    "Tokens",
     "Unary",
     "WeightOnlyDense",
     "Window",

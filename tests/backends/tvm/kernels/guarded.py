@@ -15,6 +15,7 @@ from conftest import machines
 
 from planish.backends.tvm.arithmetic import Arithmetic, with_stored_weights
 from planish.backends.tvm.kernels import (
+    Attention,
     Binary,
     Dense,
     Depthwise,
@@ -25,6 +26,7 @@ from planish.backends.tvm.kernels import (
     Pointwise,
     Pool,
     Spec,
+    Tokens,
     ToPacked,
     ToPlain,
     WeightOnlyDense,
@@ -52,6 +54,7 @@ SPECS: list[Spec] = [
     Binary(1, 3, 3, 21, "mul", True),
     ToPacked(1, 5, 3, 7),
     ToPlain(1, 5, 3, 7),
+    Attention(1, Tokens(2, 5, 9), Tokens(1, 17, 9), Tokens(1, 17, 21), Tokens(2, 5, 21, True), 0.3, (1, 1, 5)),
 ]
 # Rows that end within a word of weights, groups that do, outputs that fill no vector.
 INTEGERS = [WeightOnlyDense(1, 33, 17, 1), WeightOnlyDense(5, 33, 70, 3, ADDED)]

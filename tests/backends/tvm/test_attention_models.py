@@ -1,0 +1,83 @@
+"""Attention inside models: its kernel is used, reads what is only transposed in place, and gives PyTorch's numbers."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import planish
+from planish.backends.target import Target
+from planish.backends.tvm.build import compile_model
+from planish.backends.tvm.relax import to_relax
+
+
+class SelfAttention(nn.Module):
+    """As transformers do: heads are split off and put back by transpositions."""
+
+    def __init__(self, causal: bool = False, mask: str = "none"):
+        super().__init__()
+        self.qkv, self.out, self.causal, self.mask = nn.Linear(12, 36), nn.Linear(12, 12), causal, mask
+
+    def forward(self, x):
+        batch, length, width = x.shape
+        q, k, v = (t.view(batch, length, 3, 4).transpose(1, 2) for t in self.qkv(x).split(width, 2))
+        mask = {"none": None, "bool": x[:, :, 0] > -0.5, "float": x[:, :, 0]}[self.mask]
+        mask = None if mask is None else mask[:, None, None, :]
+        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=self.causal)
+        return self.out(y.transpose(1, 2).reshape(batch, length, width))
+
+
+CASES = {
+    "plain": {},
+    "causal": {"causal": True},
+    "a mask of flags": {"mask": "bool"},
+    "a mask that is added": {"mask": "float"},
+}
+
+
+def captured(model: nn.Module, *shape: int) -> tuple[planish.Graph, torch.Tensor]:
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(3))
+    return planish.capture(model.eval(), (x,)), x
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_models_use_the_kernel(name):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = SelfAttention(**CASES[name])
+    graph, x = captured(model, 2, 11, 12)
+    relax_model = to_relax(graph, Target.get("local"))  # the batch is known at run time
+    assert [layer.kernel.split(",")[0] for layer in relax_model.layers] == ["dense", "attention", "dense"]
+    assert "scaled_dot_product_attention" not in relax_model.others
+    compiled = compile_model(relax_model, Target.get("local"))
+    for batch in (1, 2):
+        got, wanted = compiled(x[:batch])[0], model.double()(x[:batch].double())
+        model.float()
+        torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)  # sums of 12 and 11 products of order 1
+
+
+def test_a_c_program_attends():
+    """NEON under the emulator; the bundle's own golden pair is verified too."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = SelfAttention(mask="bool").eval()
+    x = torch.randn(2, 11, 12, generator=torch.Generator().manual_seed(3))
+    compiled = planish.compile(model, (x,), target="raspberry-pi-4")
+    torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
+    assert any("attention" in layer["kernel"] for layer in compiled.report.layers)
+
+
+def test_what_no_kernel_takes_is_left_to_tvm():
+    """Lengths that are known at run time only, and heads whose count is."""
+
+    class Lengths(nn.Module):
+        def forward(self, x):
+            return F.scaled_dot_product_attention(x, x, x)
+
+    x = torch.randn(2, 3, 8, 4, generator=torch.Generator().manual_seed(3))
+    graph = planish.capture(
+        torch.export.export(Lengths(), (x,), dynamic_shapes={"x": {2: torch.export.Dim("length", min=2)}})
+    )
+    model = to_relax(graph, Target.get("local"))
+    assert model.others == {"scaled_dot_product_attention": 1}
+    torch.testing.assert_close(compile_model(model, Target.get("local"))(x)[0], graph(x), rtol=1e-5, atol=1e-5)
