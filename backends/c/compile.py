@@ -1,12 +1,16 @@
 """TIR kernels -> one object file with plain C symbols."""
 
 import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import tvm
-from tvm import s_tir, tirx
+from tvm import tirx
 
 from ...ir.errors import BuildError
+from ..tvm.assembly import in_background
+from ..tvm.lowering import lower_kernels
 from .bare_abi import bare_abi
 from .memory import round_up
 
@@ -23,47 +27,11 @@ PROVIDED = {"TVMBackendAllocWorkspace", "TVMBackendFreeWorkspace"}
 
 @dataclass(frozen=True)
 class Kernels:
-    """Compiled kernels. `module` writes the object file or its assembly; workspace is in bytes for one thread."""
+    """Compiled kernels. `module` writes the object file; workspace is in bytes for one thread."""
 
     module: tvm.runtime.Module
     workspace_bytes: int
-
-
-def lowering_passes(prefix: str, host: tvm.target.Target) -> list[tvm.transform.Pass]:
-    """The CPU part of TVM's `s_tir` pipeline in its order, with the plain C convention at its end.
-
-    Passes that do nothing without a GPU thread, an asynchronous copy or an fp8 type are left out, and so is
-    AnnotateEntryFunc: its entry symbol would be the same in every model that is linked into one program.
-    """
-    return [
-        s_tir.transform.CanonicalizeLoop(),
-        s_tir.transform.LowerInitBlock(),
-        s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
-        s_tir.transform.ConvertBlocksToOpaque(),
-        s_tir.transform.CompactBufferAllocation(),
-        s_tir.transform.LowerMatchBuffer(),
-        s_tir.transform.StmtSimplify(),
-        s_tir.transform.AnnotateIrregularLoop(),
-        s_tir.transform.LowerOpaqueBlock(),
-        tirx.transform.FlattenBuffer(),
-        tirx.transform.BF16ComputeLegalize(),
-        tirx.transform.NarrowDataType(32),
-        s_tir.transform.LoopPartition(),
-        tirx.transform.VectorizeLoop(True),
-        tirx.transform.StorageRewrite(),
-        s_tir.transform.HoistIfThenElse(),
-        tirx.transform.UnrollLoop(),
-        s_tir.transform.RenormalizeSplitPattern(),
-        tirx.transform.StmtSimplify(),
-        tirx.transform.RemoveNoOp(),
-        s_tir.transform.RewriteUnsafeSelect(),
-        tirx.transform.CommonSubexprElim(),
-        tirx.transform.VerifyMemory(),
-        bare_abi(prefix, host),
-        tirx.transform.BF16StorageLegalize(),
-        tirx.transform.LowerTVMBuiltin(),
-        tirx.transform.LowerIntrin(),
-    ]
+    read_assembly: Callable[[], str]
 
 
 def compile_kernels(kernels: dict[str, tirx.PrimFunc], target: tvm.target.Target, prefix: str) -> Kernels:
@@ -78,10 +46,17 @@ def compile_kernels(kernels: dict[str, tirx.PrimFunc], target: tvm.target.Target
                 raise BuildError(name, what, "a C program passes arrays only: static shapes")
     ordered = {tvm.ir.GlobalVar(name): kernels[name].with_attr("global_symbol", name) for name in sorted(kernels)}
     module = tirx.transform.BindTarget(target.with_host(target))(tvm.IRModule(ordered))
-    lowered = tvm.ir.transform.Sequential(lowering_passes(prefix, target))(module)
+    lowered = lower_kernels(module, bare_abi(prefix, target))
+    with ThreadPoolExecutor(1) as second:  # TVM lets go of Python's lock: printing costs no time where two cores are
+        workspace = second.submit(largest_workspace, lowered)
+        built = tvm.get_global_func("target.build.llvm")(lowered, target)
+        return Kernels(built, workspace.result(), in_background([built]))
+
+
+def largest_workspace(lowered: tvm.IRModule) -> int:
+    """Bytes of the workspaces of the kernel that takes the most. Raises BuildError as `workspace_bytes` does."""
     texts = {str(f.attrs["global_symbol"]): f.script(show_meta=False) for f in lowered.functions.values()}
-    workspace = max((workspace_bytes(symbol, text) for symbol, text in texts.items()), default=0)
-    return Kernels(tvm.get_global_func("target.build.llvm")(lowered, target), workspace)
+    return max((workspace_bytes(symbol, text) for symbol, text in texts.items()), default=0)
 
 
 def workspace_bytes(symbol: str, text: str) -> int:
@@ -98,7 +73,7 @@ def workspace_bytes(symbol: str, text: str) -> int:
 
 def assembly_by_kernel(kernels: Kernels, prefix: str) -> dict[str, str]:
     """Assembly text by kernel name, each with the bodies of its parallel loops, which are functions of their own."""
-    functions = split_functions(kernels.module.inspect_source("asm"))
+    functions = split_functions(kernels.read_assembly())
 
     def whole(label: str, seen: set[str]) -> list[str]:
         lines = functions.get(label, [])

@@ -4,17 +4,24 @@
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
 
 import os
+import shutil
+import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import tvm
-from tvm import relax
+from tvm import relax, tirx
+from tvm.tirx.compilation_pipeline import register_tir_pipeline
 
 from ...ir.errors import BuildError
 from ...ir.files import write_aside
 from ..linker import link_shared
 from ..target import Target
+from .assembly import in_background
+from .lowering import lower_kernels
 from .quiet import without_scope_warnings
 from .relax import RelaxModel
 
@@ -77,44 +84,112 @@ def storage_bytes(lowered: tvm.IRModule) -> int:
 
 
 class CompiledModel:
-    """A model compiled for this process by TVM. Called with torch tensors, gives a list of torch tensors."""
+    """A model compiled for this process by TVM. Called with torch tensors, gives a list of torch tensors.
 
-    def __init__(self, executable: tvm.runtime.Executable, arena_bytes: int = 0):
-        self.executable, self.arena_bytes = executable, arena_bytes
+    module       TVM's executable, or the module of a library that was loaded
+    library      the file that it was loaded from, in a folder that goes with the model
+    read_assembly  gives the assembly text of all kernels; of an executable's own if not given
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        arena_bytes: int = 0,
+        *,
+        library: Path | None = None,
+        room: tempfile.TemporaryDirectory | None = None,
+        read_assembly: Callable[[], str] | None = None,
+    ):
+        self.module, self.arena_bytes, self.library, self._room = module, arena_bytes, library, room
+        self._read_assembly = read_assembly or (lambda: "\n".join(map(_assembly_of, _native_modules(module.mod))))
         self._lock = threading.Lock()  # TVM's virtual machine has one stack
-        self._machine = relax.VirtualMachine(executable, tvm.cpu())
+        with without_scope_warnings():
+            self._machine = relax.VirtualMachine(module, tvm.cpu())
         self._main = self._machine["main"]
 
     def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
         """Inputs are read in place (no copy) when they are contiguous and aligned."""
         with self._lock:
             results = self._main(*map(_readable, inputs))
-        # Given torch tensors, tvm-ffi hands torch tensors back.
-        return [results] if isinstance(results, torch.Tensor) else list(results)
+        # Given torch tensors, tvm-ffi hands torch tensors back; given none (a region of constants), its own.
+        found = [results] if isinstance(results, (torch.Tensor, tvm.runtime.Tensor)) else results
+        return [each if isinstance(each, torch.Tensor) else torch.from_dlpack(each).clone() for each in found]
 
     def assembly(self) -> str:
         """The assembly text of all kernels."""
-        return "\n".join(m.inspect_source("asm") for m in _native_modules(self.executable.mod))
+        return self._read_assembly()
 
 
 def compile_model(model: RelaxModel, target: Target) -> CompiledModel:
-    """Compile for a CPU that this process runs on. Raises BuildError when TVM fails."""
+    """Compile for a CPU that this process runs on. Raises BuildError when TVM fails.
+
+    Machine code is generated once, into a library that is loaded here and that `save_library` copies. Where there is
+    no linker, TVM links in memory.
+    """
     try:
         lowered = lower(model, target)
         nothing_left = tvm.transform.Sequential([])
-        executable = tvm.compile(lowered, target=tvm_target(target), relax_pipeline=nothing_left)
-        return CompiledModel(executable, storage_bytes(lowered))
+        executable = tvm.compile(
+            lowered, target=tvm_target(target), relax_pipeline=nothing_left, tir_pipeline=TIR_PIPELINE
+        )
+        arena, read_assembly = storage_bytes(lowered), in_background(_native_modules(executable.mod))
+        room = tempfile.TemporaryDirectory(prefix="planish-")
+        try:
+            library = _export(executable, Path(room.name) / "model.so", target)
+        except BuildError:
+            return CompiledModel(executable, arena, read_assembly=read_assembly)
+        return _loaded(library, arena, room, read_assembly)
     except Exception as error:
         raise BuildError(target.name, f"TVM failed: {type(error).__name__}: {str(error).splitlines()[0]}") from error
 
 
+def load_compiled(library: bytes, arena_bytes: int) -> CompiledModel:
+    """A model from the bytes of the library that `compile_model` made on this machine. It has no assembly text."""
+    room = tempfile.TemporaryDirectory(prefix="planish-")
+    path = Path(room.name) / "model.so"
+    path.write_bytes(library)
+    return _loaded(path, arena_bytes, room, str)
+
+
 def save_library(model: CompiledModel, path: str | os.PathLike, target: Target) -> Path:
     """Write the compiled model as a shared library for the TVM runtime."""
-    with write_aside(path) as draft, without_scope_warnings():
-        model.executable.export_library(
-            str(draft), fcompile=lambda library, objects, **_: link_shared(library, objects, target.triple)
-        )
+    with write_aside(path) as draft:
+        if model.library is None:
+            _export(model.module, draft, target)
+        else:
+            shutil.copyfile(model.library, draft)
     return Path(path)
+
+
+def _export(executable: tvm.runtime.Executable, path: Path, target: Target) -> Path:
+    with without_scope_warnings():
+        executable.export_library(
+            str(path), fcompile=lambda library, objects, **_: link_shared(library, objects, target.triple)
+        )
+    return path
+
+
+def _loaded(library: Path, arena: int, room: tempfile.TemporaryDirectory, assembly: Callable[[], str]) -> CompiledModel:
+    with without_scope_warnings():
+        module = tvm.runtime.load_module(str(library))
+    return CompiledModel(module, arena, library=library, room=room, read_assembly=assembly)
+
+
+def _tir_pipeline() -> tuple[tvm.transform.Pass, Callable, Callable]:
+    """How kernels become machine code for this process, in the form in which TVM's `build` asks for it."""
+
+    @tvm.transform.module_pass(opt_level=0, name="planish.LowerKernels")
+    def run(module, _context):
+        return lower_kernels(module, tirx.transform.MakePackedAPI())
+
+    def nothing_left() -> tvm.transform.Pass:
+        return tvm.transform.Sequential([])
+
+    return run, nothing_left, nothing_left
+
+
+TIR_PIPELINE = "planish"
+register_tir_pipeline(TIR_PIPELINE, _tir_pipeline)
 
 
 def set_threads(count: int) -> None:
@@ -126,6 +201,10 @@ def _readable(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor as kernels read it. A slice of a batch may start between two vector registers."""
     tensor = tensor.detach().contiguous()
     return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
+
+
+def _assembly_of(module: tvm.runtime.Module) -> str:
+    return module.inspect_source("asm")
 
 
 def _native_modules(module: tvm.runtime.Module) -> list[tvm.runtime.Module]:

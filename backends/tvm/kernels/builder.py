@@ -17,6 +17,7 @@ from tvm.s_tir import SBlock, SBlockRealize
 from tvm.script.ir_builder import IRBuilder
 
 from ..arithmetic.tir import T
+from ..lowering import OWN_KERNEL
 from .shapes import Shape, Signature
 
 Index = Any  # a Python int or a TIR expression: both take the same operators
@@ -57,22 +58,23 @@ class View:
         """Bytes of an element."""
         return np.dtype(self.dtype).itemsize
 
-    def _indices(self, last: Any) -> list[Any]:
+    def indices(self, last: Any) -> list[Any]:
+        """Of an element by its linear offset."""
         rank = len(self.buffer.shape)
         return [last] if rank == 1 else [self.entry, *[0] * (rank - 2), last]
 
     def scalar(self, offset: Index) -> Any:
         """One element."""
-        return self.buffer[tuple(self._indices(offset))]
+        return self.buffer[tuple(self.indices(offset))]
 
     def vector(self, offset: Index, lanes: int) -> Vector:
         """`lanes` consecutive elements."""
-        return self.buffer.vload(self._indices(offset), f"{self.dtype}x{lanes}")
+        return self.buffer.vload(self.indices(offset), f"{self.dtype}x{lanes}")
 
     def store(self, offset: Index, value: Any, lanes: int = 1) -> None:
         """Write `lanes` consecutive elements."""
         last = offset if lanes == 1 else T.ramp(offset, 1, lanes)
-        T.buffer_store(self.buffer, value, self._indices(last))
+        T.buffer_store(self.buffer, value, self.indices(last))
 
 
 class Register:
@@ -127,7 +129,7 @@ class Kernel:
         self._function.__enter__()
         T.func_name("main")
         # Without this LLVM must assume that every store may change every input, and keeps accumulators in memory.
-        T.func_attr({"tirx.noalias": True})
+        T.func_attr({"tirx.noalias": True, OWN_KERNEL: True})
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -192,11 +194,15 @@ class Kernel:
                 rest = rest // extent
             yield tuple(reversed(indices))
 
-    def prefetch(self, view: View, offset: Index) -> None:
-        """Ask for the cache line of an element in L2. An offset past the end is harmless: nothing is read."""
-        read, second_level, data = 0, 2, 1
-        address = T.address_of(view.buffer[offset])
-        T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, read, second_level, data))
+    def prefetch(self, view: View, offset: Index, *, write: bool = False, near: bool = False) -> None:
+        """Ask for the cache line of an element in L2, or `near` in L1, to `write` it or to read.
+
+        An offset past the end is harmless: nothing is read.
+        """
+        first_level, second_level, data = 3, 2, 1
+        address = T.address_of(view.buffer[tuple(view.indices(offset))])
+        level = first_level if near else second_level
+        T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, int(write), level, data))
 
     def select(self, condition: Any, then: Index, otherwise: Index) -> Index:
         """An index that depends on a run-time condition."""
