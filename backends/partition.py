@@ -20,13 +20,14 @@ from ..ir import rewrite
 from ..ir.capture import has_effect
 from ..ir.errors import BuildError
 from ..ir.graph import Graph, attribute, build_module
+from ..ir.integers.dynamic import LINEAR_DYNAMIC, LSTM_DYNAMIC
 from ..ir.integers.packed_weights import WEIGHT_ONLY
 from ..ir.ops import WEIGHTED_PRODUCTS, arguments, describe, is_op, is_random, is_view, op_name, tensors, writes
 
 # One of these is worth a region of its own; of other ops it takes two, because fusing them saves a trip to memory.
 PRODUCTS = frozenset(
     {
-        *(*WEIGHTED_PRODUCTS, "convolution", WEIGHT_ONLY),
+        *(*WEIGHTED_PRODUCTS, "convolution", WEIGHT_ONLY, LINEAR_DYNAMIC, LSTM_DYNAMIC),
         *("matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention"),
     }
 )

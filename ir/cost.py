@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from .graph import Graph
+from .integers.dynamic import LINEAR_DYNAMIC, LSTM_DYNAMIC
 from .integers.packed_weights import WEIGHT_ONLY
 from .liveness import Liveness
 from .ops import CONVS, TRANSPOSED_CONVS, arguments, op_name, tensors
@@ -72,7 +73,7 @@ def _integer_weights(graph: Graph) -> dict[int, int]:
     found: dict[int, int] = {}
     for node in graph.calls(*INTEGER_PRODUCTS, WEIGHT_ONLY):
         call = arguments(node)
-        for read in (getattr(call, name, None) for name in ("weight", "bias")):
+        for read in (*(getattr(call, name, None) for name in ("weight", "bias")), *getattr(call, "weights", ())):
             if isinstance(read, fx.Node) and read.op == "get_attr":
                 tensor = graph.weight(read)
                 is_packed = op_name(node) == WEIGHT_ONLY and read is call.weight
@@ -129,6 +130,11 @@ def _recurrent_macs(node: fx.Node, batch: int) -> int:
     return steps * sum(math.prod(_extents(w, batch)) for w in call.params if len(w.meta["val"].shape) == 2)
 
 
+def _dynamic_lstm_macs(node: fx.Node, batch: int) -> int:
+    call = arguments(node)
+    return math.prod(_extents(call.input, batch)[:-1]) * sum(math.prod(_extents(w, batch)) for w in call.weights)
+
+
 def _einsum_macs(node: fx.Node, batch: int) -> int:
     """Every combination of indices is one product; a single operand is only summed or rearranged."""
     call = arguments(node)
@@ -155,6 +161,8 @@ _INTEGER_MACS: dict[str, Callable[[fx.Node, int], int]] = {
     "conv_transpose_int32": _transposed_conv_macs,
     "linear_int32": _linear_macs,
     "matmul_int32": _integer_matmul_macs,
+    LINEAR_DYNAMIC: _linear_macs,
+    LSTM_DYNAMIC: _dynamic_lstm_macs,
 }
 INTEGER_PRODUCTS = tuple(_INTEGER_MACS)
 

@@ -17,6 +17,7 @@ from .quantize.calibrate import Calibrate
 from .quantize.insert_fake_quant import InsertFakeQuant
 from .quantize.lower.lower_integers import LowerIntegers
 from .quantize.lower.lower_weights import LowerWeights
+from .quantize.quantize_dynamic import QuantizeDynamic
 from .sparsify import Sparsify
 from .train.finetune import Finetune
 from .train.prune_gradually import PruneGradually
@@ -41,4 +42,5 @@ PASSES: tuple[type[Pass], ...] = (
     MixPrecision,
     LowerIntegers,
     LowerWeights,
+    QuantizeDynamic,
 )

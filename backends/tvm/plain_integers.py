@@ -17,8 +17,10 @@ import torch
 from torch import fx
 from tvm import relax
 
+from ...ir.integers.dynamic import LINEAR_DYNAMIC, LSTM_DYNAMIC
 from ...ir.integers.resizing import ONE
 from ...ir.ops import arguments, op_name
+from . import dynamic_linear, dynamic_lstm
 from .storage import BYTES
 
 if TYPE_CHECKING:
@@ -231,6 +233,8 @@ RULES: dict[str, Callable[[Emitter, fx.Node], relax.Expr]] = {
     "linear_int32": _linear,
     "upsample_nearest2d_int8": _nearest,
     "upsample_bilinear2d_int32": _bilinear,
+    LINEAR_DYNAMIC: dynamic_linear.emit,
+    LSTM_DYNAMIC: dynamic_lstm.emit,
     **dict.fromkeys(PADS, _pad),
 }
 # Integer ops of the graph, that nobody else could take.

@@ -152,10 +152,13 @@ class Emitter:
         node: fx.Node,
         spec: Any,
         inputs: list[relax.Expr],
-        weights: list[np.ndarray],
+        weights: list[Any],
         arithmetic: Arithmetic | None = None,
     ) -> relax.Expr:
-        """Emit one call of our own kernel. Equal specs of one arithmetic (fp32 if none is given) share one PrimFunc."""
+        """Emit one call of our own kernel. Equal specs of one arithmetic (fp32 if none is given) share one PrimFunc.
+
+        weights  arrays, or values that are computed at run time in the form of such
+        """
         arithmetic = arithmetic or self.arithmetic
         key, shapes = (arithmetic.name, spec), signature(spec, arithmetic)
         if key not in self.kernels:
@@ -166,7 +169,8 @@ class Emitter:
         batch = inputs[0].ty.shape[0] if shape[0] is None else shape[0]
         kind = relax.TensorType([batch, *shape[1:]], shapes.result)
         activations, rest = inputs[: len(shapes.inputs)], inputs[len(shapes.inputs) :]
-        call = relax.call_tir(symbol, [*activations, *map(self.constant, weights), *rest], kind)
+        held = [w if isinstance(w, relax.Expr) else self.constant(w) for w in weights]
+        call = relax.call_tir(symbol, [*activations, *held, *rest], kind)
         kind_of = "int8 " if isinstance(arithmetic, Integers) else ""
         self.layers.append(Layer(node.name, symbol.name_hint, kind_of + describe_kernel(spec, arithmetic)))
         return self.builder.emit(call, node.name)

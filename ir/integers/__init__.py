@@ -15,10 +15,13 @@ arithmetic whose every step is rounded once, to even, with no room for a fused m
 
 One op is not exact: `linear_weight_only` is a float32 linear layer whose weights are stored in few bits.
 
+`linear_dynamic` and `lstm_dynamic` (dynamic.py) take and give floats, and quantize their input with a scale of its own
+at run time. The first is exact as above; the second has sigmoids and tanhs between its products.
+
 Ops that only move integers (reshapes, concatenation, maximum) stay those of ATen.
 
 They are registered in the namespace `planish` when the ir is imported. Shapes may be symbolic; none has a gradient.
 Zero points are subtracted here; a kernel folds them into the bias.
 """
 
-from . import conversions, elementwise, packed_weights, pooling, products, resizing  # noqa: F401  registers the ops
+from . import conversions, dynamic, elementwise, packed_weights, pooling, products, resizing  # noqa: F401  registers the ops

@@ -8,4 +8,4 @@ PAGE = Path(__file__).parents[2] / "docs" / "quantization.md"
 
 
 def test_the_page_runs_and_prints_what_it_says():
-    assert run_and_compare(PAGE) == 7
+    assert run_and_compare(PAGE) == 8
