@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,35 +13,31 @@ import torch
 from torch import fx
 from tvm import relax
 
-from ...ir.ops import arguments, op_name
+from ...ir.ops import arguments, is_op
 from .kernels import Attention, Tokens, round_up
+from .transpositions import SWAPPED_HEADS, without_swapped_heads
 
 if TYPE_CHECKING:
     from .relax import Emitter
 
-_SWAPPED_HEADS = (0, 2, 1, 3)
-
 
 def emit(emitter: Emitter, node: fx.Node) -> bool:
-    """Emit the call if a kernel takes it; False leaves it to TVM."""
-    rule = _RULES.get(op_name(node))
-    return rule is not None and rule(emitter, node)
-
-
-def _attention(emitter: Emitter, node: fx.Node) -> bool:
+    """Emit the call if the kernel takes it; False leaves it to TVM."""
+    if not is_op(node, "scaled_dot_product_attention"):
+        return False
     call = arguments(node)
     query, key, value = (_fixed(operand) for operand in (call.query, call.key, call.value))
     if query is None or key is None or value is None or call.dropout_p or not _mask_fits(call):
         return False
     if query[0] % key[0] or key[0] != value[0] or (query[0] != key[0] and not call.enable_gqa):
         return False
-    reads = [_untransposed(emitter, emitter.values[n]) for n in (call.query, call.key, call.value)]
+    reads = [without_swapped_heads(emitter, emitter.values[n]) for n in (call.query, call.key, call.value)]
     tokens = [Tokens(*extents, first) for extents, (_, first) in zip((query, key, value), reads, strict=True)]
     tokens.append(Tokens(query[0], query[1], value[2], tokens_first=True))
     scale = float(call.scale) if call.scale is not None else query[2] ** -0.5
     spec = Attention(emitter.batch(node), *tokens, scale=scale, mask=_mask_extents(call))
     result = emitter.kernel(node, spec, [*(read for read, _ in reads), *_masks(emitter, call)], [])
-    emitter.values[node] = emitter.builder.emit(relax.op.permute_dims(result, list(_SWAPPED_HEADS)))
+    emitter.values[node] = emitter.builder.emit(relax.op.permute_dims(result, list(SWAPPED_HEADS)))
     return True
 
 
@@ -98,39 +93,3 @@ def _masks(emitter: Emitter, call: Any) -> list[relax.Expr]:
     if behind:
         value = emitter.builder.emit(relax.op.nn.pad(value, [0] * 7 + [behind], pad_value=-math.inf))
     return [value]
-
-
-def _untransposed(emitter: Emitter, value: relax.Expr) -> tuple[relax.Expr, bool]:
-    """(what a value is the transposition of, True) where tokens and heads were swapped; else the value itself."""
-    source = _permuted(emitter, value, _SWAPPED_HEADS)
-    return (value, False) if source is None else (source, True)
-
-
-def _transpose(emitter: Emitter, node: fx.Node) -> bool:
-    """A transposition that undoes the one before it."""
-    call = arguments(node)
-    value, rank = emitter.values[call.self], call.self.meta["val"].ndim
-    axes = list(range(rank))
-    axes[call.dim0], axes[call.dim1] = axes[call.dim1], axes[call.dim0]
-    source = _permuted(emitter, value, tuple(axes))  # swapping two dims is its own inverse
-    if source is None:
-        return False
-    emitter.values[node] = source
-    return True
-
-
-def _permuted(emitter: Emitter, value: relax.Expr, axes: tuple[int, ...]) -> relax.Expr | None:
-    """What a value is this permutation of; None where it is none."""
-    if not isinstance(value, relax.Var):
-        return None
-    call: Any = emitter.builder.lookup_binding(value)
-    if not isinstance(call, relax.Call) or getattr(call.op, "name", "") != "relax.permute_dims":
-        return None
-    attributes: Any = call.attrs
-    return call.args[0] if attributes.axes and tuple(map(int, attributes.axes)) == axes else None
-
-
-_RULES: dict[str, Callable[[Emitter, fx.Node], bool]] = {
-    "scaled_dot_product_attention": _attention,
-    "transpose": _transpose,
-}

@@ -9,7 +9,9 @@ from ...ir.graph import Graph
 from ...ir.ops import arguments, is_op, only_user, op_name
 from .kernels import Window
 
-SUMS = ("conv_int32", "conv_transpose_int32", "linear_int32", "sum_int32", "sum_pool2d_int32", "mul_int32")
+SUMS = (
+    "conv_int32", "conv_transpose_int32", "linear_int32", "matmul_int32", "sum_int32", "sum_pool2d_int32", "mul_int32",
+)  # fmt: skip
 _FINISHES = ("requantize", "dequantize_int32")
 
 
@@ -128,8 +130,8 @@ def window(node: fx.Node) -> Window:
 
 
 def _is_finished_here(node: fx.Node, finish: fx.Node) -> bool:
-    """Sums that are neither conv nor linear have kernels that store integers only, with one factor for all."""
-    return op_name(node) in ("conv_int32", "conv_transpose_int32", "linear_int32") or is_op(finish, "requantize")
+    """Sums that are no products have kernels that store integers only, with one factor for all."""
+    return op_name(node) not in ("sum_int32", "sum_pool2d_int32", "mul_int32") or is_op(finish, "requantize")
 
 
 def _with_add(kernel: IntegerSum, claimed: set[fx.Node]) -> IntegerSum:

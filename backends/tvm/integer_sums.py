@@ -13,6 +13,7 @@ from tvm import relax
 
 from ...ir.ops import arguments, is_op
 from . import transposed
+from .batched_products import emit_integers
 from .fuse_integers import IntegerPair, IntegerSum, is_depthwise, is_pointwise, window
 from .integer_calls import keep, operands, whole_extents
 from .integer_numbers import arrays_of, constants_of, grid_of, stored_zero
@@ -171,4 +172,5 @@ RULES: dict[str, Callable[[Emitter, IntegerSum], bool]] = {
     "sum_int32": _mean,
     "sum_pool2d_int32": _sum_pool,
     "mul_int32": _mul,
+    "matmul_int32": emit_integers,
 }

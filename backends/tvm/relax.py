@@ -21,7 +21,18 @@ from ...ir.graph import Graph
 from ...ir.integers.packed_weights import WEIGHT_ONLY
 from ...ir.ops import describe, is_random, op_name, writes
 from ..target import Target
-from . import attention, integer_kernels, packed_ops, plain_integers, products, weight_only
+from . import (
+    attention,
+    batched_products,
+    integer_kernels,
+    packed_ops,
+    plain_integers,
+    products,
+    row_reductions,
+    transpositions,
+    views,
+    weight_only,
+)
 from .arithmetic import Arithmetic, Integers, fp32, integers
 from .fuse import Plan, plan
 from .fuse_integers import IntegerPair, IntegerSum
@@ -34,6 +45,16 @@ from .storage import BYTES, Storage
 from .tvm_ops import CONVERTERS
 from .values import Values
 
+# Who may take a single call, in this order; what nobody takes is TVM's.
+_EMITTERS = (
+    integer_kernels.emit,
+    packed_ops.emit,
+    attention.emit,
+    batched_products.emit,
+    row_reductions.emit,
+    transpositions.emit,
+    views.emit,
+)
 # TVM's pattern kind "opaque": its fusion leaves our kernels alone.
 _OPAQUE = 8
 
@@ -225,7 +246,7 @@ class Emitter:
                 integer_kernels.emit_fused(self, kernel)
             elif kernel is not None:
                 products.emit(self, kernel)
-            elif integer_kernels.emit(self, node) or packed_ops.emit(self, node) or attention.emit(self, node):
+            elif any(emit(self, node) for emit in _EMITTERS):
                 return
             elif plain_integers.computes(node):
                 self.others[op_name(node)] += 1

@@ -13,6 +13,8 @@ import torch
 from torch import fx
 from tvm import relax
 
+from .views import reshaped
+
 if TYPE_CHECKING:
     from .relax import Emitter
 
@@ -36,10 +38,10 @@ class Rows:
         if len(self.leading) == 1:
             return value
         count = math.prod(self.leading) if self.count is None else self.count
-        return emitter.builder.emit(relax.op.reshape(value, [count, features]))
+        return reshaped(emitter, value, [count, features])
 
     def unflat(self, emitter: Emitter, value: relax.Expr, features: int) -> relax.Expr:
         """[*leading, features] again."""
         if len(self.leading) == 1:
             return value
-        return emitter.builder.emit(relax.op.reshape(value, [*self.leading, features]))
+        return reshaped(emitter, value, [*self.leading, features])

@@ -23,6 +23,7 @@ class Smull(NeonIntegers):
 
     name: ClassVar[str] = "smull"
     group: ClassVar[int] = 4
+    takes_any_byte: ClassVar[bool] = False
 
     def stored(self, weights: np.ndarray) -> np.ndarray:
         """[lane][4 k] of each vector as [pair of k][lane][2 k]."""

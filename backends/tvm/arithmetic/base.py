@@ -129,6 +129,7 @@ class Integers(Arithmetic):
     accumulator: ClassVar[str] = "int32"
     lane_weight: ClassVar[str] = "int16"
 
+    takes_any_byte: ClassVar[bool] = True  # as a weight, -128 too, in the order of `panels`: so may be activations
     table_lanes: ClassVar[int] = 0  # bytes that `look_up` takes at a time; 0 where it looks up one by one
 
     def look_up(self, table: Any, places: Any) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 from ..arithmetic import Arithmetic
 from . import (
     attention,
+    batched_matmul,
     depthwise,
     direct,
     elementwise,
@@ -21,14 +22,17 @@ from . import (
     layout,
     pointwise,
     pool,
+    row_reductions,
     transposed,
     weight_only,
     winograd,
 )
 from .activations import ACTIVATIONS
-from .attention import Attention, Tokens
+from .attention import Attention
+from .batched_matmul import BatchedMatmul
 from .epilogues import Dequantize, Epilogue, Requantize
 from .requantize import Addition, StoredGrid, constants
+from .row_reductions import LayerNorm, Softmax
 from .shapes import (
     Binary,
     Dense,
@@ -53,10 +57,13 @@ from .shapes import (
     Winograd,
     round_up,
 )
+from .tokens import Tokens
 from .weight_only import WeightOnlyDense
 
 FAMILIES: dict[type, Any] = {
     Attention: attention,
+    BatchedMatmul: batched_matmul,
+    **dict.fromkeys((LayerNorm, Softmax), row_reductions),
     Pointwise: pointwise,
     Dense: pointwise,
     WeightOnlyDense: weight_only,
@@ -103,6 +110,7 @@ __all__ = [
     "ACTIVATIONS",
     "Addition",
     "Attention",
+    "BatchedMatmul",
     "Binary",
     "Dense",
     "Depthwise",
@@ -113,11 +121,13 @@ __all__ = [
     "GlobalMean",
     "IntegerAdd",
     "IntegerMul",
+    "LayerNorm",
     "Lookup",
     "Pointwise",
     "Pool",
     "Requantize",
     "Signature",
+    "Softmax",
     "Spec",
     "StoredGrid",
     "ToFloat",

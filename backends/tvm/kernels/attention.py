@@ -16,40 +16,15 @@ import numpy as np
 
 from ..arithmetic import Arithmetic
 from ..arithmetic.tir import T
-from .activations import exponential
 from .builder import Index, Kernel, Parameters, Vector, View, broadcast
 from .epilogues import NO_EPILOGUE
 from .output import Output
-from .run_time_panels import RightSide, RunTimeProduct
+from .row_reductions import LOWEST, inverse, joined, share
+from .run_time_packing import RightSide
+from .run_time_panels import RunTimeProduct, in_blocks
 from .shapes import Shape, Signature, round_up
-from .tile import Blocks, cut_blocks, is_parallel
-
-SMALLEST = -3.4028234663852886e38  # float32's, so that a row of -inf has a finite maximum
-NOTHING = -87.0  # below it exp is taken for zero: less than float32's smallest normal number
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """How an operand lies in memory: [batch, heads, length, width], with tokens_first [batch, length, heads, width]."""
-
-    heads: int
-    length: int
-    width: int
-    tokens_first: bool = False
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        outer = (self.length, self.heads) if self.tokens_first else (self.heads, self.length)
-        return *outer, self.width
-
-    @property
-    def pitch(self) -> int:
-        """Elements from one token to the next."""
-        return self.heads * self.width if self.tokens_first else self.width
-
-    def offset(self, head: Index, token: Index) -> Index:
-        start = head * self.width if self.tokens_first else head * (self.length * self.width)
-        return start + token * self.pitch
+from .tile import cut_blocks, is_parallel
+from .tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -148,17 +123,7 @@ class _Nest:
         with self.kernel.grid(images, heads, parts.count, parallel=parallel) as (image, head, part):
             here = self.head(image, head)
             self.pack(here)
-            first, mine = parts[part]
-            with self.kernel.loop(mine, first) as block:
-                self.block(here, block * rows, rows)
-            if queries % rows:
-                self.last_block(here, part, parts)
-
-    def last_block(self, here: _Head, part: Index, parts: Blocks) -> None:
-        """The queries that fill no block."""
-        queries, rows = self.spec.query.length, self.plan.rows
-        with self.kernel.when(parts.count == 1 or part == parts.count - 1):
-            self.block(here, queries - queries % rows, queries % rows)
+            in_blocks(self.kernel, queries, rows, part, parts, lambda first, count: self.block(here, first, count))
 
     def head(self, image: Index, head: Index) -> _Head:
         workspace, rows = self.kernel.workspace, self.plan.rows
@@ -206,23 +171,17 @@ class _Nest:
         """exp(score - greatest score) in place, and one over their sum."""
         lanes, start = self.lanes, row * self.plan.pitch
         vectors = self.plan.pitch // lanes
-        greatest, total = self.kernel.registers(2, lanes)
-        greatest.value = broadcast(SMALLEST, lanes)
+        greatest, shift, total = self.kernel.registers(3, lanes)
+        greatest.value = broadcast(LOWEST, lanes)
         with self.kernel.loop(vectors) as i:
             greatest.value = T.max(greatest.value, here.scores.vector(start + i * lanes, lanes))
-        top = T.broadcast(_joined(greatest, lanes, T.max), lanes)
+        shift.value = T.broadcast(joined(greatest, lanes, T.max), lanes)
         total.value = broadcast(0.0, lanes)
-        (shift,) = self.kernel.registers(1, lanes)
-        shift.value = top
         with self.kernel.loop(vectors) as i:
             place = start + i * lanes
-            distance = here.scores.vector(place, lanes) - shift.value
-            share = T.Select(distance < broadcast(NOTHING, lanes), broadcast(0.0, lanes), exponential(distance, lanes))
-            here.scores.store(place, share, lanes)
+            here.scores.store(place, share(here.scores.vector(place, lanes) - shift.value, lanes), lanes)
             total.value = total.value + here.scores.vector(place, lanes)
-        whole = _joined(total, lanes, lambda a, b: a + b)
-        # A row of which the mask leaves nothing sums to zero, and is zero.
-        here.inverses.store(row, T.Select(whole == T.float32(0.0), T.float32(0.0), T.float32(1.0) / whole))
+        here.inverses.store(row, inverse(joined(total, lanes, lambda a, b: a + b)))
 
     def output(self) -> Output:
         return Output(self.kernel, self.lanes, NO_EPILOGUE, self.given.target, None)
@@ -230,11 +189,3 @@ class _Nest:
     @property
     def lanes(self) -> int:
         return self.arithmetic.lanes
-
-
-def _joined(register: Any, lanes: int, join: Any) -> Any:
-    """One value of all lanes, by halves."""
-    values = [register.lane(lane) for lane in range(lanes)]
-    while len(values) > 1:
-        values = [join(a, b) for a, b in zip(values[0::2], values[1::2], strict=True)]
-    return values[0]

@@ -9,20 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..arithmetic import Arithmetic
+from . import run_time_packing
 from .builder import Index, Kernel, Vector, View
 from .microkernel import Accumulators
+from .run_time_packing import RightSide, Shape
 from .shapes import round_up
-from .tile import Segment, Tile, register_tile, segments
-
-
-@dataclass(frozen=True)
-class RightSide:
-    """[outputs, steps]: element (output, step) lies at output * output_pitch + step * step_pitch."""
-
-    outputs: int
-    steps: int
-    output_pitch: int
-    step_pitch: int
+from .tile import Blocks, Segment, Tile, register_tile, segments
 
 
 @dataclass(frozen=True)
@@ -44,21 +36,38 @@ class RunTimeProduct:
         return register_tile(self.arithmetic, self.rows, self.vectors)
 
     @property
+    def depth(self) -> int:
+        """The reduction in whole groups of the arithmetic."""
+        return round_up(self.right.steps, self.arithmetic.group)
+
+    @property
     def packed_size(self) -> int:
         """Elements of the packed right side."""
-        return self.vectors * self.arithmetic.lanes * self.right.steps
+        return self.vectors * self.arithmetic.lanes * self.depth
 
     def pack(self, source: View, start: Index, panels: View) -> None:
-        """Write the right side that begins at `start` as panels [steps][vectors][lanes]; unused lanes are zero."""
-        right, lanes = self.right, self.arithmetic.lanes
-        for cut, rest in self._cuts():
+        """Write the right side that begins at `start` as panels [steps / group][vectors][lanes][group].
+
+        Unused lanes, and steps that fill no group, are zero.
+        """
+        right, lanes, group = self.right, self.arithmetic.lanes, self.arithmetic.group
+        whole, rest = divmod(right.steps, group)
+        for cut, last in self._cuts():
             with self.kernel.loop(cut.count) as i:
                 first = (cut.start + i * cut.size) * lanes
-                with self.kernel.loop(right.steps) as step:
+
+                def row(step: Index, steps: int, first: Index = first, cut: Segment = cut, last: int = last) -> None:
                     for v in range(cut.size):
-                        place = first * right.steps + (step * cut.size + v) * lanes
+                        place = first * self.depth + (step * cut.size + v * group) * lanes
                         read = start + (first + v * lanes) * right.output_pitch + step * right.step_pitch
-                        self._pack_vector(source, read, panels, place, rest if rest and v == cut.size - 1 else lanes)
+                        used = last if last and v == cut.size - 1 else lanes
+                        packing = run_time_packing.floats if group == 1 else run_time_packing.bytes_
+                        packing(source, read, panels, place, Shape(right, lanes, group, used, steps))
+
+                with self.kernel.loop(whole) as j:
+                    row(j * group, group)
+                if rest:
+                    row(whole * group, rest)
 
     def multiply(
         self,
@@ -82,7 +91,7 @@ class RunTimeProduct:
                         sums = Accumulators(self.kernel, self.arithmetic, part.size, cut.size)
                         sums.clear()
                         offsets = [offset(first + p) for p in range(part.size)]
-                        sums.accumulate(source, offsets, panels, channel * self.right.steps, self.right.steps)
+                        sums.accumulate(source, offsets, panels, channel * self.depth, self.right.steps)
                         _finish(sums, write, first, channel, lanes, (cut.size - 1, rest))
 
     def _cuts(self) -> Iterator[tuple[Segment, int]]:
@@ -95,15 +104,6 @@ class RunTimeProduct:
             yield Segment(last.start, last.count - 1, last.size), 0
             last = Segment(last.start + (last.count - 1) * last.size, 1, last.size)
         yield last, rest
-
-    def _pack_vector(self, source: View, read: Index, panels: View, place: Index, used: int) -> None:
-        lanes = self.arithmetic.lanes
-        if self.right.output_pitch == 1 and used == lanes:
-            panels.store(place, source.vector(read, lanes), lanes)
-            return
-        for lane in range(lanes):
-            value = source.scalar(read + lane * self.right.output_pitch) if lane < used else 0.0
-            panels.store(place + lane, value)
 
 
 def _finish(
@@ -118,3 +118,15 @@ def _finish(
         write(row + p, channel + v * lanes, value, last[1] if v == last[0] else 0)
 
     sums.finish(store)
+
+
+def in_blocks(
+    kernel: Kernel, rows: int, size: int, part: Index, parts: Blocks, body: Callable[[Index, int], None]
+) -> None:
+    """body(first row, rows) for every block of one part; rows that fill no block belong to the last part."""
+    first, mine = parts[part]
+    with kernel.loop(mine, first) as block:
+        body(block * size, size)
+    if rows % size:
+        with kernel.when(parts.count == 1 or part == parts.count - 1):
+            body(rows - rows % size, rows % size)

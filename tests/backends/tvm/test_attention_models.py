@@ -1,5 +1,7 @@
 """Attention inside models: its kernel is used, reads what is only transposed in place, and gives PyTorch's numbers."""
 
+import shutil
+
 import pytest
 import torch
 from torch import nn
@@ -81,3 +83,69 @@ def test_what_no_kernel_takes_is_left_to_tvm():
     model = to_relax(graph, Target.get("local"))
     assert model.others == {"scaled_dot_product_attention": 1}
     torch.testing.assert_close(compile_model(model, Target.get("local"))(x)[0], graph(x), rtol=1e-5, atol=1e-5)
+
+
+class WrittenOut(nn.Module):
+    """Attention as products and a softmax, with norms, on heads that are split off in one of three ways."""
+
+    def __init__(self, way: str):
+        super().__init__()
+        self.norm, self.qkv, self.out, self.way = nn.LayerNorm(12), nn.Linear(12, 36), nn.Linear(12, 12), way
+
+    def forward(self, x):
+        batch, length, width = x.shape
+        q, k, v = self.qkv(self.norm(x)).split(width, 2)
+        if self.way == "one head":
+            return self.out(torch.bmm((torch.bmm(q, k.transpose(1, 2)) / 3).softmax(2), v))
+        q, k, v = (t.view(batch, length, 3, 4) for t in (q, k, v))
+        k = k.permute(0, 2, 3, 1) if self.way == "permuted" else k.transpose(1, 2).transpose(2, 3)
+        shares = (q.transpose(1, 2) @ k / 2).softmax(-1)
+        return self.out((shares @ v.transpose(1, 2)).transpose(1, 2).reshape(batch, length, width))
+
+
+@pytest.mark.parametrize("way", ["one head", "transposed", "permuted"])
+def test_attention_that_is_written_out_is_kernels_too(way):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        graph, x = captured(WrittenOut(way), 2, 11, 12)
+    model = to_relax(graph, Target.get("local"))
+    families = [layer.kernel.split(",")[0] for layer in model.layers]
+    assert families == ["layer norm", "dense", "batched product", "softmax", "batched product", "dense"]
+    compiled = compile_model(model, Target.get("local"))
+    for batch in (1, 2):
+        torch.testing.assert_close(compiled(x[:batch])[0], graph(x[:batch]), rtol=1e-5, atol=1e-5)
+
+
+class Squared(nn.Module):
+    """Products of quantized values only: attention without a softmax."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(12, 36), nn.Linear(12, 12)
+
+    def forward(self, x):
+        batch, length, width = x.shape
+        q, k, v = (t.view(batch, length, 3, 4).transpose(1, 2) for t in self.qkv(x).split(width, 2))
+        y = torch.relu(q @ k.transpose(2, 3)) @ v
+        return self.out(y.transpose(1, 2).reshape(batch, length, width))
+
+
+# Unicorn has no smmla.
+QEMU = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+SMMLA = pytest.param("graviton3", marks=pytest.mark.skipif(not QEMU, reason="qemu-user is not installed"))
+
+
+@pytest.mark.parametrize("target", ["local", "x86-64-v3", "raspberry-pi-4", "raspberry-pi-5", SMMLA])
+def test_products_of_integers_are_the_bytes_of_the_graph(target):
+    """Cortex-A72 has no kernel that takes -128 on both sides: TVM's loops are exact too."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        graph, x = captured(Squared(), 2, 11, 12)
+    recipe = "insert-fake-quant, calibrate, lower-integers"
+    graph = planish.Pipeline.parse(recipe).run(graph, planish.Context(data=[x])).graph
+    assert len(graph.calls("matmul_int32")) == 2
+    compiled = planish.compile(graph, recipe="", batch=2, target=target)
+    assert torch.equal(compiled(x), graph(x))
+    kernels = [layer["kernel"] for layer in compiled.report.layers if "batched product" in layer["kernel"]]
+    assert len(kernels) == (0 if target == "raspberry-pi-4" else 2)
+    assert all(kernel.startswith("int8") for kernel in kernels)

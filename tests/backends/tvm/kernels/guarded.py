@@ -16,6 +16,7 @@ from conftest import machines
 from planish.backends.tvm.arithmetic import Arithmetic, with_stored_weights
 from planish.backends.tvm.kernels import (
     Attention,
+    BatchedMatmul,
     Binary,
     Dense,
     Depthwise,
@@ -23,8 +24,10 @@ from planish.backends.tvm.kernels import (
     Epilogue,
     ExpandDepthwise,
     GlobalMean,
+    LayerNorm,
     Pointwise,
     Pool,
+    Softmax,
     Spec,
     Tokens,
     ToPacked,
@@ -55,6 +58,10 @@ SPECS: list[Spec] = [
     ToPacked(1, 5, 3, 7),
     ToPlain(1, 5, 3, 7),
     Attention(1, Tokens(2, 5, 9), Tokens(1, 17, 9), Tokens(1, 17, 21), Tokens(2, 5, 21, True), 0.3, (1, 1, 5)),
+    BatchedMatmul(1, Tokens(2, 5, 9), Tokens(2, 9, 21), Tokens(2, 5, 21)),
+    BatchedMatmul(1, Tokens(2, 5, 9, True), Tokens(2, 33, 9), Tokens(2, 5, 33), transposed=True),
+    LayerNorm(3, 21, 1e-5),
+    Softmax(3, 21),
 ]
 # Rows that end within a word of weights, groups that do, outputs that fill no vector.
 INTEGERS = [WeightOnlyDense(1, 33, 17, 1), WeightOnlyDense(5, 33, 70, 3, ADDED)]
