@@ -18,6 +18,9 @@ from .step_size import Step
 _SAVED = "|learned"  # behind a scale's name in checkpoints; no weight's name holds it
 # A scale this much smaller has its whole 8-bit range in one of its former steps, one so much larger the reverse.
 LARGEST_CHANGE = 2.0**8
+# In one step of the optimizer. Its steps are absolute where gradients are large: without this a single batch sends the
+# scale of a channel with small weights below zero, and a channel whose weights all saturate does not come back.
+LARGEST_STEP = 1.02
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class LearnedScales:
         self._first: dict[str, torch.Tensor] = {}
         self.of = {node: self._learned(node) for node in graph.calls(ACTIVATION_QUANTIZER, WEIGHT_QUANTIZER)}
         self._unique = {learned.name: learned for learned in reversed(self.of.values())}
+        self._before = {name: latent.detach().clone() for name, latent in self.parameters.items()}
 
     def _learned(self, quantizer: fx.Node) -> Learned:
         call = arguments(quantizer)
@@ -72,9 +76,11 @@ class LearnedScales:
 
     @torch.no_grad()
     def write(self) -> None:
-        """Keep the parameters between their limits, then bring the graph's buffers up to date, activations first."""
+        """Bound what the last step changed, then bring the graph's buffers up to date, activations first."""
         for name, latent in self.parameters.items():
-            latent.copy_(torch.clamp(latent, *self._limits(name)))
+            before = self._before[name]
+            latent.copy_(latent.clamp(before / LARGEST_STEP, before * LARGEST_STEP).clamp(*self._limits(name)))
+            before.copy_(latent)
         for is_weight in (False, True):
             for learned in self._unique.values():
                 if (learned.step.axis is not None) == is_weight:
@@ -90,6 +96,7 @@ class LearnedScales:
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
         for name, latent in self.parameters.items():
             latent.copy_(state[name + _SAVED])
+            self._before[name].copy_(latent)
 
     @torch.no_grad()
     def at_limit(self) -> list[str]:

@@ -21,6 +21,7 @@ from planish.passes.quantize.scales import short
 from planish.passes.quantize.settings import bias_and_input
 from planish.passes.train.frozen_norms import QuantizedNorms
 from planish.passes.train.grid_biases import GridBiases, on_grid
+from planish.passes.train.learned_scales import LearnedScales
 from planish.passes.train.training_form import TrainingForm
 
 DATA = batches(8, (3, 8, 8))
@@ -230,15 +231,40 @@ def test_frozen_weights_with_learned_scales_train_scales_alone():
     assert not same(scales(before, WEIGHTS), scales(after, WEIGHTS))
 
 
-def test_a_scale_that_is_lost_is_reported():
+def test_one_step_changes_a_scale_by_two_per_cent_at_most():
+    """However large the gradient: steps of SGD are absolute, and a scale below zero would never come back."""
     before = quantized()
     after, result = run("finetune{steps=1, lr=1e4, scales=learned, schedule=constant}", before)
-    assert result.skipped and all("moved it to its limit, 256 times off" in skip.why for skip in result.skipped)
+    assert not result.skipped
+    for name, scale in scales(after, WEIGHTS).items():
+        ratio = scale / before.weight(name)
+        assert bool((ratio <= 1.02 + 1e-6).all() and (ratio >= 1 / 1.02 - 1e-6).all())  # float32
+    moved = torch.cat([s / before.weight(n) for n, s in scales(after, WEIGHTS).items()])
+    assert bool((moved > 1.019).any() and (moved < 0.981).any())
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_scale_that_is_lost_stops_at_its_limit(relative):
+    before = quantized()
+    learned = LearnedScales(graph := before.copy(), relative=relative)
+    for _ in range(300):  # 1.02 ** 281 is 256
+        with torch.no_grad():
+            for at, latent in enumerate(learned.parameters.values()):
+                latent.mul_(1e-9 if at % 2 else 1e9)
+        learned.write()
+    assert learned.at_limit() == list(learned.parameters)
     for op in (ACTIVATIONS, WEIGHTS):
-        for name, scale in scales(after, op).items():
-            first = before.weight(name)
-            # short() rounds up, by 2**-9 at most
-            assert bool((scale >= first / 256).all() and (scale <= first * 256 * (1 + 2**-9)).all())
+        for name, scale in scales(graph, op).items():
+            ratio = scale / before.weight(name)
+            shrunk = torch.full_like(ratio, 1 / 256)
+            # short() rounds an activation's scale up, by 2**-9 at most
+            torch.testing.assert_close(ratio, shrunk if ratio.max() < 1 else 1 / shrunk, rtol=2**-9, atol=0)
+
+
+def test_a_scale_that_is_lost_is_reported(monkeypatch):
+    monkeypatch.setattr("planish.passes.train.learned_scales.LARGEST_STEP", 1e9)
+    _, result = run("finetune{steps=1, lr=1e4, scales=learned, schedule=constant}", quantized())
+    assert result.skipped and all("moved it to its limit, 256 times off" in skip.why for skip in result.skipped)
 
 
 def test_inputs_of_a_concat_still_share_their_scale():
