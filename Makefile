@@ -49,8 +49,8 @@ lint: setup  ## ruff and pyright
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pyright --pythonpath $(RUN)
 
-bench: setup  ## latency against PyTorch eager, Inductor and onnxruntime
-	$(RUN) benchmarks/latency.py --against eager,inductor,onnxruntime
+bench: setup  ## latency against onnxruntime, OpenVINO, Inductor and PyTorch eager
+	$(RUN) benchmarks/latency.py
 
 wheel: setup  ## build the wheel into dist/
 	$(RUN) -m build --wheel --outdir dist .

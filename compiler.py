@@ -10,6 +10,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from .backends.build import Artifact, build
+from .backends.cache import Cache
 from .backends.target import Target
 from .ir.capture import Source, capture
 from .ir.errors import UsageError
@@ -19,6 +20,7 @@ from .ir.specialize import fix_batch
 from .latency import layer_latency
 from .passes.base import Context, Fuel, Pass, no_progress
 from .passes.pipeline import DEFAULT_RECIPE, Pipeline
+from .profiling import LayerTime, Profile
 from .report import Report
 from .sources import read_graph
 
@@ -37,6 +39,7 @@ def compile(
     loss: Callable[[Any, Any], torch.Tensor] = torch.nn.functional.cross_entropy,
     latency: Callable[[Graph], float] | None = None,
     progress: Callable[[Iterable, str], Iterable] = no_progress,
+    cache: bool = True,
 ) -> "CompiledModel":
     """Make a model thin and compile it for a machine.
 
@@ -69,7 +72,7 @@ def compile(
     outcome = clock.time("passes", lambda: pipeline.run(captured, context), shown=False)  # it shows each pass
     graph = outcome.graph
     fixed = _for_batch(graph, batch, args, row)
-    artifact = clock.time("build", lambda: build(fixed, row, str(pipeline)))
+    artifact = clock.time("build", lambda: build(fixed, row, str(pipeline), Cache.default() if cache else None))
     report = Report.of(row.name, str(pipeline), outcome, artifact, clock.seconds)
     return CompiledModel(graph, fixed, row, artifact, report)
 
@@ -92,10 +95,32 @@ class CompiledModel:
 
         Raises UsageError for an input of a wrong shape or dtype.
         """
+        outputs = self._artifact.run(self._leaves(args, kwargs))
+        return pytree.tree_unflatten(outputs, self._out_spec)
+
+    def _leaves(self, args: Any, kwargs: Any) -> tuple[torch.Tensor, ...]:
         leaves = tuple(v for v in pytree.tree_leaves((args, kwargs)) if v is not None)
         check_inputs("the compiled model", self._inputs, leaves)
-        outputs = self._artifact.run(leaves)
-        return pytree.tree_unflatten(outputs, self._out_spec)
+        return leaves
+
+    def profile(self, *args: Any, runs: int = 30) -> Profile:
+        """Time every kernel call on one core of this machine, beside what the core can do at most.
+
+        args: the model's inputs, drawn at random (seed 0) without them; runs: of which each kernel's least time counts.
+
+        Raises UsageError for a model that was compiled for another machine, or of which a part stays in PyTorch, for
+        inputs that do not fit, and for less than one run.
+        """
+        if self.target.name != "local" or self.report.eager:
+            what = "a part of it stays in PyTorch" if self.report.eager else f"it is code for {self.target.name}"
+            raise UsageError("profile", what, "a model that was compiled as a whole for this machine")
+        if runs < 1:
+            raise UsageError("profile", f"runs={runs}", "at least 1")
+        from .backends.tvm.profile import kernel_times
+
+        inputs = self._leaves(args, {}) if args else self._fixed.example_inputs(seed=0)
+        rows, peaks = kernel_times(self._fixed, self.target, inputs, runs)
+        return Profile(tuple(LayerTime(*row) for row in rows), peaks)
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write a bundle: one file with code, weights, manifest, hashes and a golden input and output.

@@ -1,95 +1,171 @@
-"""Latency of one model on this machine against PyTorch eager, Inductor and onnxruntime, in one run.
+"""Latency on this machine beside the runtimes that people use, all in one run.
 
-    python benchmarks/latency.py --against eager,inductor,onnxruntime [--model NAME] [--threads 1] [--json]
+    python benchmarks/latency.py [--models NAME ...] [--precisions float int8] [--against NAME ...]
+                                 [--batches 1 8] [--threads 1] [--pruned] [--rounds 12] [--json FILE]
 
-Prints least and median milliseconds, the middle half, and the ratio of planish's time to each peer's. float32, batch 1.
+Candidates take turns in short blocks. A row gives planish's least milliseconds, those of each peer, and planish's time
+over that of the best peer, by least and by median. --pruned adds planish on
+the model pruned to half its multiply-accumulates (channels by l1, no training: speed does not mind). Weights of all
+models but EfficientNet-Lite0 are random. int8 needs the extra `peers`.
 """
 
 import argparse
 import json
+import math
+import statistics
 import tempfile
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from latency_peers import PEERS, Call
 from models import MODELS
 from rich.console import Console
 from rich.table import Table
 from timing import Timing, interleaved
 
 import planish
-from planish.backends.onnx import export_onnx
 from planish.backends.tvm.build import set_threads
 
-Call = Callable[[], object]
+FLOAT = "canonicalize, fold-batch-norm"
+RECIPES = {"float": FLOAT, "int8": f"{FLOAT}, insert-fake-quant{{activations=target}}, calibrate, lower-integers"}
+PRUNE = "canonicalize, prune-channels{macs=0.5}"
+CNNS = tuple(name for name in MODELS if name not in ("vit-tiny", "bert-mini"))
 
 
-def eager(model: torch.nn.Module, x: torch.Tensor, threads: int) -> Call:
-    return lambda: model(x)
+@dataclass(frozen=True)
+class Case:
+    """What a row is about."""
+
+    model: str
+    precision: str
+    batch: int
+    threads: int
 
 
-def inductor(model: torch.nn.Module, x: torch.Tensor, threads: int) -> Call:
-    """torch.compile as users call it, with the weights frozen into constants, which is its fastest form."""
-    torch._inductor.config.freezing = True
-    compiled = torch.compile(model)
-    compiled(x)
-    return lambda: compiled(x)
+@dataclass
+class Row:
+    """Times by candidate; `failed`: why a peer has none; `error`: largest difference from PyTorch, float only."""
+
+    case: Case
+    times: dict[str, Timing] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    error: float | None = None
+
+    @property
+    def best(self) -> str | None:
+        """The fastest peer by least time."""
+        peers = [name for name in self.times if not name.startswith("planish")]
+        return min(peers, key=lambda name: self.times[name].least, default=None)
+
+    def ratio(self, figure: str, ours: str = "planish") -> float | None:
+        """Ours over the best peer's."""
+        if self.best is None or ours not in self.times:
+            return None
+        return getattr(self.times[ours], figure) / getattr(self.times[self.best], figure)
 
 
-def onnxruntime(model: torch.nn.Module, x: torch.Tensor, threads: int) -> Call:
-    import onnxruntime as ort
+def ours(case: Case, model: torch.nn.Module, x: torch.Tensor, pruned: bool) -> planish.CompiledModel:
+    """The model through its recipe, compiled for this machine with a fixed batch."""
+    captured = planish.capture(model, (x,))
+    context = planish.Context(data=[x], target=planish.Target.get("local"), seed=0)
+    if pruned:
+        captured = planish.Pipeline.parse(PRUNE).run(captured, context).graph
+    graph = planish.Pipeline.parse(RECIPES[case.precision]).run(captured, context).graph
+    return planish.compile(graph, recipe="", batch=case.batch)
 
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+
+def measure(case: Case, against: list[str], pruned: bool, rounds: int) -> Row:
+    torch.set_num_threads(case.threads)
+    set_threads(case.threads)
+    model, x = MODELS[case.model](case.batch)
+    row, candidates = Row(case), {}
+    for name in ("planish", "planish, half the MACs")[: 1 + pruned]:
+        compiled = ours(case, model, x, name != "planish")
+        candidates[name] = lambda compiled=compiled: compiled(x)
+        if name == "planish" and case.precision == "float":
+            row.error = float((compiled(x) - model(x)).abs().max())
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        export_onnx(planish.capture(model, (x,)), path)
-        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    feed = {session.get_inputs()[0].name: x.numpy()}
-    return lambda: session.run(None, feed)
+        for name in against:
+            if name in PEERS[case.precision]:
+                try:
+                    candidates[name] = checked(PEERS[case.precision][name](model, x, case.threads, Path(folder)))
+                except Exception as error:  # a peer that cannot run the model is a cell of the table, not the end
+                    row.failed[name] = f"{type(error).__name__}: {error}"[:200]
+        row.times = interleaved(candidates, rounds)
+    return row
 
 
-PEERS = {"eager": eager, "inductor": inductor, "onnxruntime": onnxruntime}
+def checked(call: Call) -> Call:
+    """The call, once it has run."""
+    call()
+    return call
 
 
-def table(timings: dict[str, Timing]) -> Table:
-    ours = timings["planish"]
-    rows = Table("", "least ms", "median ms", "middle half", "planish / it, least", "planish / it, median")
-    for name, t in timings.items():
-        ratios = [f"{ours.least / t.least:.2f}", f"{ours.median / t.median:.2f}"]
-        rows.add_row(name, f"{t.least:.2f}", f"{t.median:.2f}", f"{t.low:.2f} to {t.high:.2f}", *ratios)
-    return rows
+def table(rows: list[Row], against: list[str]) -> Table:
+    shown = Table(title="least milliseconds; planish / best peer", title_justify="left")
+    for heading in ("", "batch", "threads", "planish", *against, "least", "median", "half MACs: least", "speed-up"):
+        shown.add_column(heading, justify="right" if heading else "left")
+    for row in rows:
+        case, half = row.case, row.times.get("planish, half the MACs")
+        cells = [f"{row.times[n].least:.2f}" if n in row.times else "-" for n in ("planish", *against)]
+        ratios = [_figure(row.ratio("least")), _figure(row.ratio("median"))]
+        faster = None if half is None else row.times["planish"].least / half.least
+        pruned = [_figure(row.ratio("least", "planish, half the MACs")), _figure(faster)]
+        shown.add_row(f"{case.model}, {case.precision}", str(case.batch), str(case.threads), *cells, *ratios, *pruned)
+    return shown
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def means(rows: list[Row]) -> list[str]:
+    """The geometric mean of the ratios of the CNNs, by precision."""
+    lines = []
+    for precision in PEERS:
+        ratios = [row.ratio("least") for row in rows if row.case.precision == precision and row.case.model in CNNS]
+        known = [math.log(ratio) for ratio in ratios if ratio is not None]
+        if known:
+            mean = math.exp(statistics.fmean(known))
+            lines.append(f"{precision}: geometric mean over {len(known)} rows of CNNs {mean:.2f} of the best peer")
+    return lines
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="efficientnet-lite0", choices=MODELS)
-    parser.add_argument("--against", default="eager,onnxruntime", help=f"of {','.join(PEERS)}")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    if unknown := set(args.against.split(",")) - set(PEERS):
-        parser.error(f"--against: unknown {', '.join(sorted(unknown))}; known are {', '.join(PEERS)}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = list(PEERS["float"])
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS), metavar="NAME")
+    parser.add_argument("--precisions", nargs="+", default=["float"], choices=list(PEERS))
+    parser.add_argument("--against", nargs="+", default=names, choices=names)
+    parser.add_argument("--batches", nargs="+", type=int, default=[1])
+    parser.add_argument("--threads", nargs="+", type=int, default=[1])
+    parser.add_argument("--pruned", action="store_true")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--json", type=Path)
+    chosen, console = parser.parse_args(), Console(width=160)
     warnings.simplefilter("ignore")
-    torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
-    set_threads(args.threads)
-    model, x = MODELS[args.model]()
-    compiled = planish.compile(model, (x,))
-    error = float((compiled(x) - model(x)).abs().max())
-    candidates: dict[str, Call] = {"planish": lambda: compiled(x)}
-    candidates |= {name: PEERS[name](model, x, args.threads) for name in args.against.split(",")}
-    timings = interleaved(candidates, rounds=args.rounds)
-    if args.json:
-        print(json.dumps({"max_abs_error": error, "ms": {name: asdict(t) for name, t in timings.items()}}))
-        return
-    console = Console(width=110)
-    console.print(table(timings))
-    console.print(f"{args.model}, float32, batch 1, {args.threads} thread(s)")
-    console.print(f"max abs error against PyTorch {error:.1e}")
+    cases = [
+        Case(model, precision, batch, threads)
+        for precision in chosen.precisions
+        for threads in chosen.threads
+        for batch in chosen.batches
+        for model in chosen.models
+    ]
+    rows = []
+    for case in cases:
+        rows.append(measure(case, chosen.against, chosen.pruned, chosen.rounds))
+        for name, why in rows[-1].failed.items():
+            console.log(f"{case}: {name} failed: {why}")
+        console.log(f"{case}: {_figure(rows[-1].ratio('least'))} of {rows[-1].best}")
+        if chosen.json:
+            chosen.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    console.print(table(rows, chosen.against))
+    console.print("\n".join(means(rows)))
+    worst = max((row.error for row in rows if row.error is not None), default=None)
+    console.print(f"largest difference from PyTorch in float: {worst:.1e}" if worst is not None else "")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,34 @@ class CompiledModel:
     def assembly(self) -> str:
         """The assembly text of all kernels."""
         return self._read_assembly()
+
+    def kernel_seconds(self, inputs: Sequence[torch.Tensor], runs: int) -> list[tuple[str, float]]:
+        """(symbol, least seconds of some runs) of every kernel call of one inference, in order."""
+        taken: list[list[float]] = []
+        called: list[str] = []
+        started = place = 0
+
+        def note(_function: Any, symbol: str, is_before: bool, *_arguments: Any) -> None:
+            nonlocal started, place
+            if symbol.startswith("vm."):
+                return
+            if is_before:
+                started = time.perf_counter_ns()
+                return
+            spent = (time.perf_counter_ns() - started) / 1e9
+            if place == len(called):
+                called.append(symbol)
+                taken.append([])
+            taken[place].append(spent)
+            place += 1
+
+        with self._lock:
+            machine = relax.VirtualMachine(self.module, tvm.cpu())
+            machine.set_instrument(note)
+            for _ in range(runs):
+                place = 0
+                machine["main"](*map(_readable, inputs))
+        return [(symbol, min(times)) for symbol, times in zip(called, taken, strict=True)]
 
 
 def compile_model(model: RelaxModel, target: Target) -> CompiledModel:

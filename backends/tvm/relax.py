@@ -84,6 +84,7 @@ class RelaxModel:
     others        ops left to TVM, with counts
     integers      products that compute in integers
     weight_bytes  of all constants, as the kernels read them
+    specs         kernel symbol -> what it computes, and in which arithmetic
     """
 
     module: tvm.IRModule
@@ -91,6 +92,7 @@ class RelaxModel:
     others: dict[str, int] = field(default_factory=dict)
     integers: int = 0
     weight_bytes: int = 0
+    specs: dict[str, tuple[Any, Arithmetic]] = field(default_factory=dict)
 
     def layers_by_symbol(self) -> dict[str, list[str]]:
         """Kernel symbol -> the layers it computes, in call order."""
@@ -147,6 +149,7 @@ class Emitter:
         self.values = self.importer.env = Values(self._plain_from_packed, self._packed_from_plain)
         self.kernels: dict[Any, relax.GlobalVar] = {}
         self.layers: list[Layer] = []
+        self.specs: dict[str, tuple[Any, Arithmetic]] = {}
         self.others: Counter[str] = Counter()
         self.constants: dict[int, relax.Expr] = {}
         self.extents: dict[str, tvm.tirx.Var] = {}
@@ -166,7 +169,7 @@ class Emitter:
             self.builder.emit_func_output(result)
         module = relax.transform.DeadCodeElimination()(self.builder.get())
         integers = len(self.graph.calls(*INTEGER_PRODUCTS))
-        return RelaxModel(module, tuple(self.layers), dict(self.others), integers, self.weight_bytes)
+        return RelaxModel(module, tuple(self.layers), dict(self.others), integers, self.weight_bytes, self.specs)
 
     def kernel(
         self,
@@ -193,6 +196,7 @@ class Emitter:
         held = [w if isinstance(w, relax.Expr) else self.constant(w) for w in weights]
         call = relax.call_tir(symbol, [*activations, *held, *rest], kind)
         kind_of = "int8 " if isinstance(arithmetic, Integers) else ""
+        self.specs[symbol.name_hint] = spec, arithmetic
         self.layers.append(Layer(node.name, symbol.name_hint, kind_of + describe_kernel(spec, arithmetic)))
         return self.builder.emit(call, node.name)
 
