@@ -9,11 +9,11 @@ from ...ir.errors import UsageError
 from ...ir.files import check_writable
 from ...ir.graph import Graph
 from ..base import Context, Pass, Result, Skip
+from ..measure import Measure, measure_for
 from ..pipeline_text import did_you_mean
 from ..selectors import select
 from .groups import Family, Groups, layer_name
 from .index.index_graph import IndexGraph
-from .measure import Measure, measure_for
 from .score.criteria import CRITERIA, NEEDS
 from .score.evidence import eval_form, gather
 from .score.ranked import ranked

@@ -1,7 +1,7 @@
 """One run of the data through the float model, which serves all observers."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,8 @@ from torch import fx
 from ...ir.errors import UsageError
 from ...ir.graph import Graph
 from ...ir.ops import describe, is_op, tensors
-from ...ir.shapes import input_nodes, is_constant_input
 from ..base import Context
+from ..forward import bind_inputs
 from .observers import Statistics
 from .placement import ACTIVATION_QUANTIZER, WEIGHT_QUANTIZER
 
@@ -54,13 +54,6 @@ def collect(
         what = f"the loader has {run.samples} samples, 'samples' asks for {samples}"
         raise UsageError(where, what, "give more data or lower 'samples'")
     return run
-
-
-def bind_inputs(graph: Graph, inputs: Sequence[Any]) -> dict[fx.Node, Any]:
-    """Values of all placeholders, for an interpreter: the tensors given, and the constants that capture fixed."""
-    structure = graph.module.graph
-    constants = {n: n.meta["val"] for n in structure.find_nodes(op="placeholder") if is_constant_input(n)}
-    return {**constants, **dict(zip(input_nodes(structure), inputs, strict=True))}
 
 
 def refuse_broken_weights(graph: Graph, where: str) -> None:

@@ -11,7 +11,7 @@ from torch.fx.node import map_aggregate
 
 from ...ir.graph import Graph
 from ...ir.ops import is_op, tensors
-from .collect import bind_inputs
+from ..forward import bind_inputs
 from .placement import ACTIVATION_QUANTIZER, WEIGHT_QUANTIZER
 
 _BLOCK = 1 << 15

@@ -9,7 +9,7 @@ from torch import fx
 from ...ir.errors import UsageError
 from ...ir.graph import Graph
 from ...ir.ops import arguments, is_op
-from .collect import bind_inputs
+from ..forward import bind_inputs
 from .placement import ACTIVATION_QUANTIZER, WEIGHT_QUANTIZER
 
 _RATE = 0.1

@@ -9,10 +9,10 @@ from torch import fx
 from ....ir.errors import UsageError
 from ....ir.graph import Graph
 from ....ir.ops import describe, is_op, only_user
+from ...forward import forward
 from ..index.constraints import WEIGHT_WRAPPERS
 from ..index.index_graph import IndexGraph
 from ..index.relation import Dim
-from .forward import forward
 
 ACTIVATIONS = (
     "relu", "relu6", "hardtanh", "clamp", "clamp_min", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu",

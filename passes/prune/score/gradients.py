@@ -9,8 +9,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ....ir.errors import UsageError, first_line
 from ....ir.graph import Graph
 from ...base import Context
+from ...forward import forward
 from ...loss import loss_of
-from .forward import forward
 
 if TYPE_CHECKING:
     from .activations import Activations

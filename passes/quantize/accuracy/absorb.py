@@ -8,8 +8,8 @@ from torch import fx
 from ....ir.graph import Graph
 from ....ir.ops import CONVS, arguments, is_op
 from ...base import Context
+from ...forward import forward
 from ...layers.by_group import along, by_group
-from ...prune.score.forward import forward
 from .chains import Pair
 from .reference import channel_dim, shift_bias
 

@@ -11,7 +11,7 @@ from torch.fx.node import map_aggregate
 from ....ir.graph import Graph
 from ....ir.ops import WEIGHTED_PRODUCTS, arguments, is_getitem, is_op, op_name
 from ....ir.shapes import concrete, input_nodes
-from ..collect import bind_inputs
+from ...forward import bind_inputs
 from ..rules import CLIPS, ELEMENTWISE, only_moves
 from .batch_statistics import Normal, of_batch_norm
 from .chains import bounds

@@ -7,7 +7,7 @@ from ....ir import rewrite
 from ....ir.errors import PassError, UsageError
 from ....ir.graph import Graph
 from ...base import Context, Pass, Result
-from ...prune.measure import difference_from, measure_for
+from ...measure import difference_from, measure_for
 from .reference import Layer, float_form, quantized_layers
 from .returned import without
 

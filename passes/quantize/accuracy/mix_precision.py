@@ -8,7 +8,7 @@ from ....ir.cost import cost
 from ....ir.errors import UsageError
 from ....ir.graph import Graph
 from ...base import Context, Pass, Result, Skip
-from ...prune.measure import difference_from, measure_for
+from ...measure import difference_from, measure_for
 from ..lower.lower_integers import LowerIntegers
 from ..lower.lower_weights import LowerWeights
 from .knapsack import Budget, choose

@@ -9,7 +9,7 @@ from ....ir.errors import UsageError
 from ....ir.graph import Graph
 from ....ir.ops import arguments, is_op, only_user
 from ...base import Skip
-from ...prune.measure import Measure
+from ...measure import Measure
 from ..placement import ACTIVATION_QUANTIZER
 from ..rules import data_inputs, only_moves
 from .alone import layer_alone

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from ....ir.errors import UsageError
 from ....ir.graph import Graph
 from ...base import Context, Pass, Result, Skip
-from ...prune.measure import Measure, measure_for
+from ...measure import Measure, measure_for
 from ...selectors import select
 from .reference import float_form, quantized_layers
 from .returned import at_width

@@ -6,7 +6,7 @@ from torch.utils import _pytree as pytree
 from ....ir.errors import VerifyError
 from ....ir.graph import Graph
 from ....ir.ops import describe
-from ...prune.score.forward import forward
+from ...forward import forward
 
 TOLERANCE = 1e-9  # of the outputs' largest magnitude: some hundred layers of float64 rounding stay far below
 

@@ -12,7 +12,7 @@ from ....ir.graph import Graph
 from ....ir.ops import arguments, is_op, op_name
 from ....ir.shapes import shape
 from ...base import Context, Pass, Result, Skip
-from ...prune.score.forward import forward
+from ...forward import forward
 from .reference import why_not_own
 from .sameness import in_float64, outputs, prove
 

@@ -10,8 +10,8 @@ from planish.ir.errors import UsageError
 from planish.ir.graph import Graph
 from planish.ir.ops import arguments
 from planish.passes.base import Context, Fuel
+from planish.passes.forward import forward
 from planish.passes.pipeline import Pipeline
-from planish.passes.prune.score.forward import forward
 
 COARSE = "fold-batch-norm, insert-fake-quant{weight-bits=3}, calibrate"
 

@@ -12,8 +12,8 @@ from planish.ir.graph import Graph
 from planish.ir.ops import arguments
 from planish.ir.verify import verify
 from planish.passes.base import Context, Fuel
+from planish.passes.forward import forward
 from planish.passes.pipeline import Pipeline
-from planish.passes.prune.score.forward import forward
 from planish.passes.quantize.accuracy.round_weights import RoundWeights
 
 COARSE = "fold-batch-norm, insert-fake-quant{weight-bits=4}, calibrate"

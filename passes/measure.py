@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from ...ir.errors import UsageError
-from ...ir.graph import Graph
-from ..base import Context
-from ..loss import loss_of
-from .score.forward import forward
+from ..ir.errors import UsageError
+from ..ir.graph import Graph
+from .base import Context
+from .forward import forward
+from .loss import loss_of
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,14 @@
 """One run of a graph with other tensors in place of its weights, and an eye on its values."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
-from ....ir.graph import Graph
-from ....ir.ops import writes
-from ...quantize.collect import bind_inputs
+from ..ir.graph import Graph
+from ..ir.ops import writes
+from ..ir.shapes import input_nodes, is_constant_input
 
 Watch = Callable[[fx.Node, Any], None]
 
@@ -28,6 +28,13 @@ def forward(
         initial_env=bind_inputs(graph, inputs), enable_io_processing=False
     )
     return graph.module.graph.process_outputs(leaves)
+
+
+def bind_inputs(graph: Graph, inputs: Sequence[Any]) -> dict[fx.Node, Any]:
+    """Values of all placeholders, for an interpreter: the tensors given, and the constants that capture fixed."""
+    structure = graph.module.graph
+    constants = {n: n.meta["val"] for n in structure.find_nodes(op="placeholder") if is_constant_input(n)}
+    return {**constants, **dict(zip(input_nodes(structure), inputs, strict=True))}
 
 
 class _Forward(fx.Interpreter):
