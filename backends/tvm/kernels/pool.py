@@ -159,7 +159,13 @@ class _Tile:
         return self.biases.vector(place + channel, self.lanes)
 
     def _take(self, register: Register, value: Vector) -> None:
-        register.value = T.max(value, register.value) if self.spec.mode == "max" else register.value + value
+        register.value = self._larger(value, register.value) if self.spec.mode == "max" else register.value + value
+
+    def _larger(self, value: Vector, other: Vector) -> Vector:
+        """The larger one; NaN where one of them is, which a comparison alone would lose."""
+        if self._kind() == "float32":
+            return T.call_llvm_intrin(f"float32x{self.lanes}", "llvm.maximum", value, other)
+        return T.max(value, other)
 
     def _means(self, found: list[Register], columns: Columns, rows: Index) -> list[Vector]:
         if self.spec.count_padding:
