@@ -4,7 +4,7 @@
 
 The folder holds 224 x 224 photographs with `labels.json` (see `data.py`). 100 of them, without labels, calibrate, round
 and correct; the others are scored. Fake-quantized graphs are what is run: the integer kernels differ in roundings only.
-A recipe with round-weights takes some minutes of one core, the others about one.
+A recipe with round-weights or without data takes some minutes of one core, the others about one.
 """
 
 import argparse
@@ -31,6 +31,7 @@ ENDS = "insert-fake-quant{weight-bits=4, first=int8, last=int8}, calibrate"
 RECIPES = {
     "float": "",
     "int8": INT8,
+    "int8, without data": "insert-fake-quant, calibrate{data=synthesised, samples=16, iterations=100}",
     "int8, corrected": f"{INT8}, correct-bias",
     "int8, rounded": f"{INT8}, round-weights",
     "int8, equalized": f"equalize{{clips=per-channel}}, {INT8}",
@@ -61,13 +62,18 @@ def measure(images: Images, names: list[str], console: Console) -> Iterator[Row]
     seen, scored = images[order[:SEEN]], images[order[SEEN:]]
     data = list(normalise_lite0(seen.pixels).split(BATCH))
     model, image = efficientnet_lite0()
-    folded = planish.Pipeline.parse(FOLD).run(planish.capture(model, (image,))).graph
+    captured = planish.capture(model, (image,))
+    folded = planish.Pipeline.parse(FOLD).run(captured).graph
     exact = outputs(folded, scored)
+    ctx = planish.Context(
+        data=data,
+        original=captured,  # synthesised images follow its batch norms
+        progress=lambda items, label: track(list(items), label, transient=True),
+    )
     for name in names:
         started = time.perf_counter()
         graph, text = folded, RECIPES[name]
         if text:
-            ctx = planish.Context(data=data, progress=lambda items, label: track(list(items), label, transient=True))
             graph = planish.Pipeline.parse(text).run(folded, ctx).graph
         seconds = time.perf_counter() - started
         yield row(name, outputs(graph, scored), exact, scored.labels, seconds)
