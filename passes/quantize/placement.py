@@ -128,12 +128,16 @@ class _Walk:
     def _readers(self, value: fx.Node) -> list[fx.Node]:
         """Who reads the quantized value.
 
-        An integer op stores only int8, so every op reads that; a float op's result stays there for float readers.
+        An integer op stores only int8, so every op reads that, but for what the user keeps in float: lower-integers
+        sees then that its inputs are floats. A float op's result stays there for float readers. A product that is kept
+        reads integers all the same, for it is no integer op with a float weight.
         The model's own output is float unless integers were asked for.
         """
         edge = [self.output] if self.output is not None and self.output in value.users else []
         calls = [user for user in value.users if user.op == "call_function" and not is_op(user, ACTIVATION_QUANTIZER)]
-        return edge + (calls if value in self.integers else [user for user in calls if value in self.reads[user]])
+        if value not in self.integers:
+            return edge + [user for user in calls if value in self.reads[user]]
+        return edge + [user for user in calls if user not in self.kept or is_op(user, *WEIGHT_AXIS)]
 
 
 def _is_float(value: fx.Node) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import fx
 
@@ -34,8 +35,10 @@ class Selection:
         roles = Roles(graph)
         calls = [n for n in graph.nodes if n.op == "call_function" and roles[n] is not Role.FLOAT]
         products = {n for n in calls if roles[n] is Role.PRODUCT}
-        kept = _match({n: _labels(n) for n in calls}, self.keep, where, "keep")
-        wanted = _match({n: _labels(n) for n in calls if n in products}, self.only, where, "only")
+        has_classes = any("nn_module_stack" in node.meta for node in calls)
+        match_all = partial(_match, where=where, has_classes=has_classes)
+        kept = match_all({n: _labels(n) for n in calls}, self.keep, option="keep")
+        wanted = match_all({n: _labels(n) for n in calls if n in products}, self.only, option="only")
         if both := [n for n in wanted if n in kept]:
             what = f"'{wanted[both[0]]}' in 'only' and '{kept[both[0]]}' in 'keep' both name {_name(both[0])}"
             raise UsageError(where, what, "take it out of one of them")
@@ -53,9 +56,14 @@ def at_end(graph: Graph, position: str) -> set[fx.Node]:
     return ends(graph, set(graph.calls(*WEIGHT_AXIS)), position == "first")
 
 
-def _match(labels: dict[fx.Node, list[str]], patterns: Iterable[str], where: str, option: str) -> dict[fx.Node, str]:
-    advice = "expected a weight or layer ('head.*'), an op ('conv2d') or a module's class ('Linear')"
-    return match(labels, patterns, where, option, "layer, op or class", advice)
+def _match(
+    labels: dict[fx.Node, list[str]], patterns: Iterable[str], *, where: str, option: str, has_classes: bool
+) -> dict[fx.Node, str]:
+    if has_classes:
+        advice = "expected a weight or layer ('head.*'), an op ('conv2d') or a module's class ('Linear')"
+        return match(labels, patterns, where, option, "layer, op or class", advice)
+    advice = "expected a weight or layer ('head.*') or an op ('conv2d'); this graph was saved, which keeps no classes"
+    return match(labels, patterns, where, option, "layer or op", advice)
 
 
 def _labels(node: fx.Node) -> list[str]:

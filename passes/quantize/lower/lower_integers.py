@@ -39,7 +39,8 @@ class LowerIntegers(Pass):
              %zq = requantize(%a, multiplier, ...)
     skips:   a product whose sums could leave int32; an op without an integer form, or without one for its arguments;
              quantizers of more than 8 bits; a graph without quantizers; an input or output that 'edges' names and no
-             quantizer stands behind. What is skipped stays in float, between explicit conversions
+             quantizer stands behind. What is skipped stays in float, between explicit conversions, a product with the
+             weight that it had before it was quantized
 
     The integer graph differs from the fake-quantized one in roundings only: biases are integers, sums are exact, and
     a sum of two values is rounded once. Whatever runs it gives the same integers (planish.ir.integers).
@@ -247,8 +248,11 @@ class _Lowering:
             return False
         product = self._product(node)
         if isinstance(product, str):
-            if is_op(arguments(node).weight, WEIGHT_QUANTIZER):
+            weight = arguments(node).weight
+            if is_op(weight, WEIGHT_QUANTIZER):
                 self._skip(node, product)
+                if self._quantized(*data_inputs(node)) is not None:  # else lower-weights may still want it
+                    rewrite.set_argument(self.graph, node, "weight", arguments(weight).self)
             return False
         if not self.ctx.fuel.take():
             return False

@@ -317,3 +317,12 @@ def test_functions_of_one_value(case):
     values, skipped = quantized(lambda m, x: m.b(function(m.a(x))))
     assert len(values) == (1 if why else 2)
     assert skipped == ([f"{why}; it stays in float between integer ops"] if why else [])
+
+
+def test_classes_are_lost_in_a_saved_graph_and_the_message_says_so(tmp_path):
+    graph = capture(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), (torch.randn(2, 3, 8, 8),))
+    assert Pipeline.parse("insert-fake-quant{keep=[Conv2d]}").run(graph).steps[0].result.skipped
+    graph.save(tmp_path / "graph.planish")
+    again = type(graph).load(tmp_path / "graph.planish")
+    with pytest.raises(UsageError, match=r"'BatchNorm2d' in 'keep' matches no layer or op; .* this graph was saved"):
+        Pipeline.parse("insert-fake-quant{keep=[BatchNorm2d]}").run(again)

@@ -149,3 +149,61 @@ def test_scales_whose_ratios_leave_float32_are_refused():
 def test_a_sum_on_a_far_finer_grid_than_its_inputs_is_refused():
     _, result = tampered("add", 1e-8, lambda m, x: m.other(m.conv(x) + x))
     assert re.fullmatch(r"its inputs' scales are \S+ times its own; it stays in float", result.skipped[0].why)
+
+
+@pytest.mark.parametrize("op", ["add", "mul", "sigmoid", "mean"])
+def test_an_op_that_is_kept_stays_in_float(op):
+    def forward(m, x):
+        y = m.conv(x)
+        if op in ("add", "mul"):
+            return m.other(getattr(torch, op)(y, m.other(y)))
+        return m.other(torch.sigmoid(y) if op == "sigmoid" else y.mean((2, 3), keepdim=True) + y)
+
+    text = "insert-fake-quant{{{}}}, calibrate, lower-integers"
+    model = settled(lambda: Net(forward))
+    kept, whole = (run(text.format(options), model) for options in (f"keep=[{op}]", ""))
+    form = {"add": "add_int8", "mul": "mul_int32", "sigmoid": "lookup_int8", "mean": "sum_int32"}[op]
+    assert whole.graph.calls(form) and not whole.graph.calls(op)
+    assert kept.graph.calls(op) and not kept.graph.calls(form)
+    assert len(kept.graph.calls("conv_int32")) == len(whole.graph.calls("conv_int32"))
+    named = [
+        skip.where for skip in kept.steps[0].result.skipped if skip.why == f"'keep' lists '{op}'; it stays in float"
+    ]
+    assert len(named) == 1 and f"'aten.{op}" in named[0]
+    # What the integer graph computes is what the fake-quantized one did, but for roundings.
+    fake = run(f"insert-fake-quant{{keep=[{op}]}}, calibrate", model).graph
+    data = random_data(4, 4, 8, 8)
+    answers = [graph(data).detach() for graph in (fake, kept.graph)]
+    assert float((answers[0] - answers[1]).square().sum()) < 1e-3 * float(answers[0].square().sum())  # 30 dB
+
+
+def test_a_product_without_an_integer_form_has_its_float_weight_back():
+    class Even(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.even = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 2, padding="same")
+
+        def forward(self, x):
+            return self.even(torch.relu(self.conv(x)))
+
+    source = capture(settled(Even), (random_data(2, 4, 8, 8),))
+    outcome = Pipeline.parse("insert-fake-quant, calibrate, lower-integers").run(
+        source, Context(data=random_data(4, 4, 8, 8))
+    )
+    (left,) = outcome.graph.calls("conv2d")
+    assert [skip.why for skip in outcome.steps[-1].result.skipped] == [
+        "its padding 'same' is uneven; it stays in float"
+    ]
+    assert arguments(left).weight.target == "even.weight"
+    assert torch.equal(outcome.graph.weights["even.weight"], source.weights["even.weight"])
+    assert (
+        not outcome.graph.calls("fake_quantize_per_channel_affine") and "even.weight_scale" not in outcome.graph.weights
+    )
+
+
+def test_weights_alone_stay_rounded_for_lower_weights():
+    text = (
+        "insert-fake-quant{only=[conv]}, insert-fake-quant{only=[other], activations=none}, calibrate, lower-integers"
+    )
+    outcome = run(text)
+    assert len(outcome.graph.calls("fake_quantize_per_channel_affine")) == 1
