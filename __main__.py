@@ -1,4 +1,4 @@
-"""The command line: `planish compile | inspect | run | bench | verify | passes | targets | doctor`.
+"""The command line: `planish compile | inspect | run | bench | verify | passes | targets | cache | doctor`.
 
 What takes time to import is imported inside the commands that need it.
 """
@@ -7,7 +7,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from importlib import metadata
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 
 PIXELS = "One number or one per channel. Default: ImageNet's."
+CacheAction = Literal["show", "clear"]
 JSON = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 ModelSpec = Annotated[
     str,
@@ -94,11 +95,15 @@ def compile_model(
     fuel: Annotated[
         int | None, typer.Option("--fuel", metavar="N", help="Rewrites allowed, to find a wrong one.")
     ] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Build the code anew, and do not keep it (see `planish cache`).")
+    ] = False,
 ) -> View:
     """Make a model thin, compile it for a machine, and write a bundle."""
     from .compiling import Order, compile_view
 
-    return compile_view(Order(model, args, recipe, target, data, mean, std, output, onnx, runtime, batch, seed, fuel))
+    return compile_view(Order(model, args, recipe, target, data, mean, std, output, onnx, runtime, batch, seed, fuel,
+                              not no_cache))  # fmt: skip
 
 
 @command("inspect")
@@ -173,6 +178,16 @@ def show_targets() -> View:
     from .listing import targets_view
 
     return targets_view()
+
+
+@command("cache")
+def show_cache(
+    action: Annotated[CacheAction, typer.Argument(metavar="show|clear", help="Clear removes all of it.")] = "show",
+) -> View:
+    """Show or clear the code that was built before; PLANISH_CACHE_DIR and PLANISH_CACHE_SIZE say where and how much."""
+    from .caching import cache_view, clear_view
+
+    return clear_view() if action == "clear" else cache_view()
 
 
 @command("doctor")

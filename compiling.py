@@ -39,6 +39,7 @@ class Order:
     batch: str | None
     seed: int
     fuel: int | None
+    cache: bool
 
 
 def compile_view(order: Order) -> View:
@@ -68,6 +69,7 @@ def compile_view(order: Order) -> View:
             seed=order.seed,
             fuel=order.fuel,
             progress=bars,
+            cache=order.cache,
         )
         compiled.report.seconds["capture"] = captured
         with bars.step("write"):

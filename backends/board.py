@@ -1,8 +1,10 @@
 """A model for a board: a C program in a bundle, run on the board, here or on the emulator."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,10 @@ from ..ir.graph import Graph
 from .artifact import Artifact, Golden, golden_pair, tolerance
 from .bundle import Bundle, write_bundle
 from .c import CProgram, emit, link_library, link_runner
+from .cache import Cache, Entry
+from .cache_key import Place
 from .device import Device
+from .linker import find_linker
 from .session import Session
 from .target import Target
 from .tvm.build import lower
@@ -22,11 +27,55 @@ from .tvm.instructions import multiply_accumulate
 from .tvm.relax import RelaxModel, to_relax
 
 
-def build_board(graph: Graph, target: Target, recipe: str) -> "BoardArtifact":
+@dataclass(frozen=True)
+class BoardCode:
+    """A C program, its runner linked, in a temporary folder; a row per kernel call, and what the report says of it."""
+
+    program: CProgram
+    room: tempfile.TemporaryDirectory
+    layers: tuple[dict[str, str], ...]
+    others: dict[str, int]
+    integers: int
+
+    @staticmethod
+    def found(place: Place, target: Target) -> "BoardCode | None":
+        """The program that the cache holds, unpacked; None where it holds none."""
+        entry = place.get()
+        if entry is None:
+            return None
+        room = tempfile.TemporaryDirectory(prefix="planish-")
+        directory = Path(room.name) / "program"
+        directory.mkdir()
+        for name, content in entry.members.items():
+            (directory / name).write_bytes(content)
+        (directory / "runner").chmod(0o755)
+        facts = entry.facts
+        program = CProgram.of_facts(facts["program"], directory, target)
+        return BoardCode(program, room, tuple(facts["layers"]), facts["others"], facts["integers"])
+
+    def keep(self, place: Place) -> None:
+        """Put it into the cache."""
+        if place.is_open:
+            facts = {"program": self.program.facts(), "layers": self.layers, "others": self.others,
+                     "integers": self.integers}  # fmt: skip
+            files = sorted(path for path in self.program.directory.iterdir() if path.is_file())
+            place.put(Entry(facts, {path.name: path.read_bytes() for path in files}))
+
+
+def build_board(graph: Graph, target: Target, recipe: str, cache: Cache | None = None) -> "BoardArtifact":
     """Compile a graph of fixed shape to a C program and its runner.
 
     Raises BuildError where an op has no form in C, or no linker for the target is installed.
     """
+    place = Place.of(cache, graph, target, kind="program", linkers=_linkers(target))
+    code = BoardCode.found(place, target)
+    if code is None:
+        code = _compiled(graph, target)
+        code.keep(place)
+    return BoardArtifact(code, recipe)
+
+
+def _compiled(graph: Graph, target: Target) -> BoardCode:
     model = to_relax(graph, target)
     room = tempfile.TemporaryDirectory(prefix="planish-")
     program = emit(lower(model, target), target, Path(room.name) / "program", layers=model.layers_by_symbol(),
@@ -34,40 +83,47 @@ def build_board(graph: Graph, target: Target, recipe: str) -> "BoardArtifact":
     link_runner(program)
     if target.runs_here():
         link_library(program)
+    return BoardCode(program, room, _layers(program, model), model.others, model.integers)
+
+
+def _layers(program: CProgram, model: RelaxModel) -> tuple[dict[str, str], ...]:
     kernels = {layer.symbol: layer.kernel for layer in model.layers}
-    return BoardArtifact(program, room, recipe, kernels, model)
+    instruction = {symbol: multiply_accumulate(text) for symbol, text in program.assembly().items()}
+    return tuple(
+        {
+            "node": call.layer,
+            "kernel": kernels.get(call.kernel, f"TVM: {call.kernel}"),
+            "instruction": instruction.get(call.kernel, "none"),
+        }
+        for call in program.calls
+    )
+
+
+def _linkers(target: Target) -> list[str]:
+    """The programs that link for a target, links followed: `gcc-12` and `gcc-13` give other bytes."""
+    commands = [find_linker(target.triple).command, find_linker(target.triple, shared=True).command]
+    return [" ".join((os.path.realpath(shutil.which(first) or first), *rest)) for first, *rest in commands]
 
 
 class BoardArtifact(Artifact):
     """A C program in a temporary folder, until it is saved."""
 
-    def __init__(self, program: CProgram, room: tempfile.TemporaryDirectory, recipe: str,
-                 kernels: dict[str, str], model: RelaxModel):  # fmt: skip
+    def __init__(self, code: BoardCode, recipe: str):
         super().__init__()
-        self._program, self._room, self._recipe = program, room, recipe
-        self._kernels = kernels
-        self.others, self.integers = model.others, model.integers
+        self._code, self._program, self._room, self._recipe = code, code.program, code.room, recipe
+        self.others, self.integers = code.others, code.integers
         self.facts = {
             "code": "C program",
-            "arena_bytes": program.arena_bytes,
-            "workspace_bytes": program.workspace_bytes,
-            "weight_bytes": program.weight_bytes,
-            "object_bytes": (program.directory / "kernels.o").stat().st_size,
-            "runner_bytes": (program.directory / "runner").stat().st_size,
+            "arena_bytes": self._program.arena_bytes,
+            "workspace_bytes": self._program.workspace_bytes,
+            "weight_bytes": self._program.weight_bytes,
+            "object_bytes": (self._program.directory / "kernels.o").stat().st_size,
+            "runner_bytes": (self._program.directory / "runner").stat().st_size,
         }
 
-    @cached_property
+    @property
     def layers(self) -> tuple[dict[str, str], ...]:
-        # Reading the instructions means generating the code a second time, as text.
-        instruction = {symbol: multiply_accumulate(text) for symbol, text in self._program.assembly().items()}
-        return tuple(
-            {
-                "node": call.layer,
-                "kernel": self._kernels.get(call.kernel, f"TVM: {call.kernel}"),
-                "instruction": instruction.get(call.kernel, "none"),
-            }
-            for call in self._program.calls
-        )
+        return self._code.layers
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """On this machine where the code fits it, on the emulator otherwise (slow: it is for checking)."""

@@ -6,11 +6,14 @@ from ..ir.errors import UsageError
 from ..ir.graph import Graph
 from ..ir.verify import SCALE_ARGUMENT
 from .artifact import Artifact
+from .cache import Cache
 from .target import Target
 
 
-def build(graph: Graph, target: Target, recipe: str) -> Artifact:
+def build(graph: Graph, target: Target, recipe: str, cache: Cache | None = None) -> Artifact:
     """Compile a graph for a target. `recipe` is the pipeline's text, stored in bundles.
+
+    cache  where code for CPUs is looked for and kept
 
     Raises BuildError naming the ops (and source lines) that the target cannot take, UsageError for quantizers
     without scales.
@@ -18,29 +21,29 @@ def build(graph: Graph, target: Target, recipe: str) -> Artifact:
     is_calibrated = "fake-quant" not in graph.properties or "calibrated" in graph.properties
     if not is_calibrated and graph.calls(*SCALE_ARGUMENT):
         raise UsageError(target.name, "the model has quantizers without scales", "add 'calibrate' to the recipe")
-    return _BUILDERS[target.kind, target.code](graph, target, recipe)
+    return _BUILDERS[target.kind, target.code](graph, target, recipe, cache)
 
 
 # The builders are imported when they are needed, so that a graph can be worked on without loading TVM.
-def _host_module(graph: Graph, target: Target, recipe: str) -> Artifact:
+def _host_module(graph: Graph, target: Target, recipe: str, cache: Cache | None) -> Artifact:
     from .hybrid import build_local
 
-    return build_local(graph, target, recipe)
+    return build_local(graph, target, recipe, cache)
 
 
-def _c_program(graph: Graph, target: Target, recipe: str) -> Artifact:
+def _c_program(graph: Graph, target: Target, recipe: str, cache: Cache | None) -> Artifact:
     from .board import build_board
 
-    return build_board(graph, target, recipe)
+    return build_board(graph, target, recipe, cache)
 
 
-def _cuda_module(graph: Graph, target: Target, recipe: str) -> Artifact:
+def _cuda_module(graph: Graph, target: Target, recipe: str, cache: Cache | None) -> Artifact:
     from .gpu import build_gpu
 
     return build_gpu(graph, target, recipe)
 
 
-_BUILDERS: dict[tuple[str, str], Callable[[Graph, Target, str], Artifact]] = {
+_BUILDERS: dict[tuple[str, str], Callable[[Graph, Target, str, Cache | None], Artifact]] = {
     ("cpu", "tvm"): _host_module,
     ("cpu", "c"): _c_program,
     ("cuda", "tvm"): _cuda_module,

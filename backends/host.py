@@ -2,9 +2,9 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +14,78 @@ from ..ir.graph import Graph
 from ..ir.shapes import TensorSpec
 from .artifact import Artifact, Golden, golden_pair, tolerance
 from .bundle import write_bundle
+from .cache import Entry
+from .cache_key import Place
 from .target import Target
-from .tvm.build import CompiledModel, compile_model, save_library
+from .tvm.build import CompiledModel, compile_model, load_compiled, save_library
 from .tvm.instructions import by_symbol, multiply_accumulate
 from .tvm.relax import RelaxModel, to_relax
 
+# The library's name, in bundles and in the cache.
+LIBRARY = "model.so"
 
-def build_host(graph: Graph, target: Target, recipe: str) -> "HostArtifact":
+
+@dataclass(frozen=True)
+class HostCode:
+    """What is compiled for one graph: the code, a row per kernel call, and what the report says of it."""
+
+    compiled: CompiledModel
+    layers: Callable[[], tuple[dict[str, str], ...]]
+    others: dict[str, int]
+    integers: int
+    weight_bytes: int
+
+    @staticmethod
+    def of(model: RelaxModel, compiled: CompiledModel, place: Place) -> "HostCode":
+        """Code that was just compiled, which is kept in its place in the cache."""
+        code = HostCode(
+            compiled, cache(lambda: _layers(model, compiled)), model.others, model.integers, model.weight_bytes
+        )
+        if place.is_open and compiled.library is not None:
+            facts = {"layers": code.layers(), "others": code.others, "integers": code.integers,
+                     "weight_bytes": code.weight_bytes, "arena_bytes": compiled.arena_bytes}  # fmt: skip
+            place.put(Entry(facts, {LIBRARY: compiled.library.read_bytes()}))
+        return code
+
+    @staticmethod
+    def found(place: Place) -> "HostCode | None":
+        """Code that the cache holds, loaded; None where it holds none that can be loaded."""
+        entry = place.get()
+        if entry is None:
+            return None
+        facts = entry.facts
+        try:
+            layers = tuple(facts["layers"])
+            compiled = load_compiled(entry.members[LIBRARY], facts["arena_bytes"])
+            return HostCode(compiled, lambda: layers, facts["others"], facts["integers"], facts["weight_bytes"])
+        except Exception:  # whatever TVM raises for a library that it cannot load
+            place.drop()
+            return None
+
+
+def build_host(graph: Graph, target: Target, recipe: str, place: Place) -> "HostArtifact":
     """Compile a graph, batch fixed or symbolic, for the machine that runs this Python."""
     model = to_relax(graph, target)
-    return HostArtifact(graph, model, compile_model(model, target), target, recipe)
+    return HostArtifact(graph, HostCode.of(model, compile_model(model, target), place), target, recipe)
 
 
 class HostArtifact(Artifact):
     """A model compiled into this process."""
 
-    def __init__(self, graph: Graph, model: RelaxModel, compiled: CompiledModel, target: Target, recipe: str):
+    def __init__(self, graph: Graph, code: HostCode, target: Target, recipe: str):
         super().__init__()
-        self._graph, self._compiled, self._target, self._recipe = graph, compiled, target, recipe
-        self._calls = model.layers
-        self.others, self.integers = model.others, model.integers
-        self.facts = {"code": "TVM module", "arena_bytes": compiled.arena_bytes, "weight_bytes": model.weight_bytes}
+        self._graph, self._code, self._target, self._recipe = graph, code, target, recipe
+        self._compiled = code.compiled
+        self.others, self.integers = code.others, code.integers
+        self.facts = {
+            "code": "TVM module",
+            "arena_bytes": code.compiled.arena_bytes,
+            "weight_bytes": code.weight_bytes,
+        }
 
-    @cached_property
+    @property
     def layers(self) -> tuple[dict[str, str], ...]:
-        # Reading the instructions means generating the code a second time, as text.
-        symbols = sorted({layer.symbol for layer in self._calls})
-        instruction = {s: multiply_accumulate(t) for s, t in by_symbol(self._compiled.assembly(), symbols).items()}
-        return tuple(
-            {"node": layer.node, "kernel": layer.kernel, "instruction": instruction[layer.symbol]}
-            for layer in self._calls
-        )
+        return self._code.layers()
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return self._compiled(*inputs)
@@ -52,9 +93,17 @@ class HostArtifact(Artifact):
     def save(self, path: str | os.PathLike, report: dict[str, Any], golden: Golden) -> Path:
         calls = [[layer["kernel"], layer["node"]] for layer in self.layers]
         with tempfile.TemporaryDirectory(prefix="planish-") as room:
-            library = save_library(self._compiled, Path(room) / "model.so", self._target)
+            library = save_library(self._compiled, Path(room) / LIBRARY, self._target)
             fields = module_fields(self._graph, self._target, self._recipe, report, golden)
-            return write_bundle(path, {**fields, "calls": calls}, {"model.so": library, **golden_pair(golden)})
+            return write_bundle(path, {**fields, "calls": calls}, {LIBRARY: library, **golden_pair(golden)})
+
+
+def _layers(model: RelaxModel, compiled: CompiledModel) -> tuple[dict[str, str], ...]:
+    symbols = sorted({layer.symbol for layer in model.layers})
+    instruction = {s: multiply_accumulate(t) for s, t in by_symbol(compiled.assembly(), symbols).items()}
+    return tuple(
+        {"node": layer.node, "kernel": layer.kernel, "instruction": instruction[layer.symbol]} for layer in model.layers
+    )
 
 
 def module_fields(graph: Graph, target: Target, recipe: str, report: dict[str, Any], golden: Golden) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from ..ir.errors import BuildError, first_line
 from ..ir.graph import Graph
 from ..ir.ops import describe, location, qualified_name, writes
 from .artifact import Artifact, Golden
-from .host import HostArtifact, build_host
+from .cache import Cache
+from .cache_key import Place
+from .host import LIBRARY, HostArtifact, HostCode, build_host
 from .partition import Split, calls_of, is_computation, reads_by_index, refusal, split
 from .target import Target
 from .tvm.build import compile_model
@@ -23,14 +25,17 @@ from .tvm.inference import freeze
 from .tvm.relax import RelaxModel, UnsupportedCall, to_relax, unsupported
 
 
-def build_local(graph: Graph, target: Target, recipe: str) -> Artifact:
+def build_local(graph: Graph, target: Target, recipe: str, cache: Cache | None = None) -> Artifact:
     """Compile a graph for the machine that runs this Python: whole where TVM takes all of it, else in regions."""
+    place = Place.of(cache, graph, target, kind=LIBRARY)
+    if code := HostCode.found(place):
+        return HostArtifact(graph, code, target, recipe)
     if not refusals(freeze(graph)):
         try:
-            return build_host(graph, target, recipe)
+            return build_host(graph, target, recipe, place)
         except BuildError:
             pass  # the split below finds the call at fault and says so
-    return build_hybrid(graph, target, recipe)
+    return build_hybrid(graph, target, recipe, cache)
 
 
 def refusals(frozen: Graph) -> dict[str, str]:
@@ -42,11 +47,16 @@ def refusals(frozen: Graph) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class RegionPlan:
-    """How a graph is split. `models` holds each region in Relax, or what went wrong with it; nothing is compiled."""
+    """How a graph is split; nothing is compiled.
+
+    models  of each region: its code from the cache, or it in Relax, or what went wrong with it
+    places  of each region: where its code is kept
+    """
 
     split: Split
-    models: dict[str, RelaxModel | Exception]
+    models: dict[str, HostCode | RelaxModel | Exception]
     refused: dict[str, str]
+    places: dict[str, Place] = field(default_factory=dict)
 
     @property
     def stayed(self) -> list[fx.Node]:
@@ -68,7 +78,7 @@ class RegionPlan:
         return tuple(dict.fromkeys((*self.split.reasons, *failed, *_sentences(outside, self.refused))))
 
 
-def plan_regions(graph: Graph, target: Target, *, like_pytorch: bool = False) -> RegionPlan:
+def plan_regions(graph: Graph, target: Target, cache: Cache | None = None, *, like_pytorch: bool = False) -> RegionPlan:
     """Split a graph into regions that TVM converts and calls that stay in PyTorch.
 
     like_pytorch  returned views share memory as the model's own do, and an index out of range is an error
@@ -85,22 +95,30 @@ def plan_regions(graph: Graph, target: Target, *, like_pytorch: bool = False) ->
         refused |= {node.name: why for node in frozen.nodes if reads_by_index(node)}
     while True:
         parts = split(frozen, refused, renew_views=like_pytorch)
+        places = {name: Place.of(cache, region, target, kind=LIBRARY) for name, region in parts.regions.items()}
         try:
-            models = {name: _emit(region, target, refused) for name, region in parts.regions.items()}
-            return RegionPlan(parts, models, refused)
+            models = {
+                name: HostCode.found(places[name]) or _emit(region, target, refused)
+                for name, region in parts.regions.items()
+            }
+            return RegionPlan(parts, models, refused, places)
         except UnsupportedCall as culprit:
             refused[culprit.node.name] = str(culprit)
 
 
-def build_hybrid(graph: Graph, target: Target, recipe: str, *, like_pytorch: bool = False) -> "HybridArtifact":
+def build_hybrid(
+    graph: Graph, target: Target, recipe: str, cache: Cache | None = None, *, like_pytorch: bool = False
+) -> "HybridArtifact":
     """Compile the regions that TVM takes; a region that fails to build stays in PyTorch, with the reason."""
-    plan = plan_regions(graph, target, like_pytorch=like_pytorch)
+    plan = plan_regions(graph, target, cache, like_pytorch=like_pytorch)
     built: list[HostArtifact] = []
     for name, model in plan.models.items():
         if isinstance(model, Exception):
             continue
         try:
-            built.append(HostArtifact(plan.split.regions[name], model, compile_model(model, target), target, recipe))
+            if isinstance(model, RelaxModel):
+                model = HostCode.of(model, compile_model(model, target), plan.places[name])
+            built.append(HostArtifact(plan.split.regions[name], model, target, recipe))
         except Exception as error:  # whatever goes wrong inside TVM, the model still runs
             plan.models[name] = error
             continue

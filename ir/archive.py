@@ -41,13 +41,28 @@ _TORCH_CONSTANTS = (torch.dtype, torch.memory_format, torch.layout)
 
 def save(graph: Graph, path: str | os.PathLike) -> None:
     """Write `graph` to `path`, replacing it in one step. The same graph gives the same bytes."""
+    document, tensors = contents(graph)
+    document["call"] = _encode_call_form(graph.module.graph)
+    tensors = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    with write_aside(path) as draft, zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive:
+        write_member(archive, MAGIC_MEMBER, json.dumps(document, indent=1).encode())
+        write_member(archive, WEIGHTS_MEMBER, safetensors.torch.save(tensors))
+
+
+def contents(graph: Graph) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """All that decides what a graph computes: its structure as JSON-able values, and its weights, tied ones once.
+
+    How inputs and outputs are nested is not in it.
+
+    Raises UsageError for a call or an argument that has no form in JSON.
+    """
     owners: dict[int, str] = {}
     ties: dict[str, str] = {}
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in graph.weights.items():
         owner = owners.setdefault(id(tensor), name)
         if owner == name:
-            tensors[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
+            tensors[name] = tensor
     for name, tensor in named_tensors(graph.module).items():  # a tied name that no node uses is still in checkpoints
         if owners.get(id(tensor), name) != name:
             ties[name] = owners[id(tensor)]
@@ -58,12 +73,9 @@ def save(graph: Graph, path: str | os.PathLike) -> None:
         "ties": ties,
         "inputs": [{"dtype": str(s.dtype), "shape": list(s.shape)} for s in graph.inputs],
         "constants": {n.name: _encode(n.meta["val"]) for n in graph.nodes if shapes.is_constant_input(n)},
-        "call": _encode_call_form(graph.module.graph),
         "nodes": [_encode_node(node) for node in graph.nodes],
     }
-    with write_aside(path) as draft, zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive:
-        write_member(archive, MAGIC_MEMBER, json.dumps(document, indent=1).encode())
-        write_member(archive, WEIGHTS_MEMBER, safetensors.torch.save(tensors))
+    return document, tensors
 
 
 def load(path: str | os.PathLike) -> Graph:

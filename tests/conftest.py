@@ -1,5 +1,6 @@
 """What every test shares: a seed, one thread, deterministic property tests and golden texts."""
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,9 @@ import torch
 
 hypothesis.settings.register_profile("planish", derandomize=True, deadline=None, database=None, max_examples=100)
 hypothesis.settings.load_profile("planish")
+
+# Tests build what they test, and leave the user's own cache alone; those of the cache name a folder.
+os.environ["PLANISH_CACHE"] = "off"
 
 # A shell that starts the suite in the background lets it ignore Ctrl-C; programs that tests interrupt would inherit it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -55,7 +55,7 @@ def compile_kernels(kernels: dict[str, tirx.PrimFunc], target: tvm.target.Target
 
 def largest_workspace(lowered: tvm.IRModule) -> int:
     """Bytes of the workspaces of the kernel that takes the most. Raises BuildError as `workspace_bytes` does."""
-    texts = {str(f.attrs["global_symbol"]): f.script(show_meta=False) for f in lowered.functions.values()}
+    texts = {str(f.attrs["global_symbol"]): f.script(show_meta=False) for f in lowered.functions.values()}  # type: ignore[attr-defined]
     return max((workspace_bytes(symbol, text) for symbol, text in texts.items()), default=0)
 
 

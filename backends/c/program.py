@@ -1,7 +1,7 @@
 """A lowered Relax module -> a C program: sources, weights and one object file, with no runtime but libc."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,22 @@ class CProgram:
     workspace_bytes: int
     weight_bytes: int
     calls: tuple[KernelCall, ...]
-    kernels: Kernels
+    kernels: Kernels | None = field(default=None, repr=False, compare=False)
+
+    @staticmethod
+    def of_facts(facts: Mapping[str, Any], directory: Path, target: Target) -> "CProgram":
+        """The program whose `facts` these are, its files in `directory`. It has no assembly text."""
+        specs = {key: tuple(ArraySpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in facts[key])
+                 for key in ("inputs", "outputs")}  # fmt: skip
+        calls = tuple(KernelCall(**call) for call in facts["calls"])
+        fixed = {"directory": directory, "target": target, "files": tuple(facts["files"]), "calls": calls}
+        return CProgram(**{**facts, **specs, **fixed})
+
+    def facts(self) -> dict[str, Any]:
+        """All that is known of it beside its files, as JSON-able values."""
+        skipped = ("directory", "target", "kernels")
+        bare = replace(self, kernels=None)
+        return {key: value for key, value in asdict(bare).items() if key not in skipped}
 
     def members(self) -> dict[str, Path]:
         """The program's files by their names in a bundle: what runs at the top, the sources below `code/`."""
@@ -76,6 +91,7 @@ class CProgram:
 
     def assembly(self) -> dict[str, str]:
         """The machine code of each kernel as text, with that of its parallel loops."""
+        assert self.kernels is not None, "a program out of the cache has no assembly text"
         return assembly_by_kernel(self.kernels, kernel_symbol(self.name, ""))
 
 

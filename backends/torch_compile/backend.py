@@ -13,6 +13,7 @@ from torch import fx
 from ...ir.errors import UsageError
 from ...passes.base import Context
 from ...passes.pipeline import DEFAULT_RECIPE, Pipeline
+from ..cache import Cache
 from ..target import Target
 from .builder import Builder
 from .graph import Slots
@@ -33,12 +34,14 @@ class Options:
     target   only "local": the code runs in this process
     dry_run  print what would go to TVM and what would stay, build nothing, run in PyTorch
     data     batches for recipes that calibrate
+    cache    look for code on disk, and keep it there
     """
 
     recipe: str | Pipeline | Iterable = DEFAULT_RECIPE
     target: str | Target = "local"
     dry_run: bool = False
     data: Iterable | None = None
+    cache: bool = True
 
     @staticmethod
     def of(keywords: Mapping[str, Any]) -> "Options":
@@ -101,7 +104,8 @@ class DynamoRegion:
     def _builder(self) -> Builder:
         """Raises UsageError for wrong options."""
         options = Options.of(self._keywords)
-        return Builder(self._module, self._slots, *options.checked(), dry_run=options.dry_run)
+        cache = Cache.default() if options.cache else None
+        return Builder(self._module, self._slots, *options.checked(), cache, dry_run=options.dry_run)
 
     def _program(self, args: tuple[Any, ...], builder: Builder) -> Program | None:
         """The code for these arguments, built where there is none; None where this call runs in PyTorch."""

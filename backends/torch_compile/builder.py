@@ -17,6 +17,7 @@ from ...ir.shapes import TensorSpec
 from ...passes.base import Context
 from ...passes.pipeline import Pipeline
 from ..artifact import tolerance
+from ..cache import Cache
 from ..hybrid import HybridArtifact, build_hybrid, count_calls, plan_regions
 from ..partition import base_of_view, output_nodes
 from .coverage import coverage_table
@@ -31,9 +32,10 @@ EQUAL_INTEGERS = 0.99
 class Builder:
     """Builds programs from one graph."""
 
-    def __init__(self, module: fx.GraphModule, slots: Slots, pipeline: Pipeline, context: Context, *, dry_run: bool):
+    def __init__(self, module: fx.GraphModule, slots: Slots, pipeline: Pipeline, context: Context,
+                 cache: Cache | None = None, *, dry_run: bool):  # fmt: skip
         self._module, self._slots = module, slots
-        self._pipeline, self._context, self._dry_run = pipeline, context, dry_run
+        self._pipeline, self._context, self._cache, self._dry_run = pipeline, context, cache, dry_run
 
     def build(self, args: Sequence[Any], *, dynamic: bool) -> Program:
         """A program for these arguments; one without code, and a report that says why, where that fails.
@@ -81,7 +83,7 @@ class Builder:
             plan = plan_regions(outcome.graph, target, like_pytorch=True)
             Console().print(coverage_table(plan, outcome.graph))
             return Compilation(target.name, recipe, outcome, None, plan.eager, plan.reasons)
-        artifact = build_hybrid(outcome.graph, target, recipe, like_pytorch=True)
+        artifact = build_hybrid(outcome.graph, target, recipe, self._cache, like_pytorch=True)
         _check_agreement(outcome.graph, artifact, examples)
         seconds = {"compile": time.perf_counter() - started}
         code = artifact if artifact.facts["regions"] else None

@@ -25,4 +25,4 @@ def _twin(module: tvm.runtime.Module) -> tvm.runtime.Module:
     with tempfile.TemporaryDirectory(prefix="planish-") as room:
         path = str(Path(room) / "kernels.ll")
         module.write_to_file(path)
-        return tvm.runtime.load_module(path)
+        return tvm.runtime.load_module(path)  # type: ignore[return-value]
