@@ -12,6 +12,7 @@ import numpy as np
 from torch import fx
 
 from ...ir.ops import arguments
+from .flat_integers import is_read_plain
 from .integer_numbers import NO_GRID, addition_of, grid_of, stored_zero
 from .kernels import IntegerAdd, Lookup, Pool, ToFloat, ToIntegers, Window, constants
 
@@ -45,7 +46,7 @@ def _lookup(emitter: Emitter, node: fx.Node) -> bool:
 def _quantize(emitter: Emitter, node: fx.Node) -> bool:
     """From plain floats; those that are packed are quantized as plain values, and packed again."""
     extents = emitter.packed_extents(node)
-    if extents is None:
+    if extents is None or is_read_plain(node):
         return False
     numbers = constants(grid_of(emitter, node), scale=arguments(node).scale)
     inputs = [emitter.values[arguments(node).x]]

@@ -24,6 +24,7 @@ from ..target import Target
 from . import (
     attention,
     batched_products,
+    flat_integers,
     integer_kernels,
     packed_ops,
     plain_integers,
@@ -51,6 +52,7 @@ _EMITTERS = (
     packed_ops.emit,
     attention.emit,
     batched_products.emit,
+    flat_integers.emit,
     row_reductions.emit,
     transpositions.emit,
     views.emit,

@@ -18,6 +18,7 @@ from . import (
     direct,
     elementwise,
     expand_depthwise,
+    flat_integers,
     integer_elementwise,
     layout,
     pointwise,
@@ -31,6 +32,7 @@ from .activations import ACTIVATIONS
 from .attention import Attention
 from .batched_matmul import BatchedMatmul
 from .epilogues import Dequantize, Epilogue, Requantize
+from .flat_integers import FlatLookup, FlatQuantize
 from .requantize import Addition, StoredGrid, constants
 from .row_reductions import LayerNorm, Softmax
 from .shapes import (
@@ -63,6 +65,7 @@ from .weight_only import WeightOnlyDense
 FAMILIES: dict[type, Any] = {
     Attention: attention,
     BatchedMatmul: batched_matmul,
+    **dict.fromkeys((FlatLookup, FlatQuantize), flat_integers),
     **dict.fromkeys((LayerNorm, Softmax), row_reductions),
     Pointwise: pointwise,
     Dense: pointwise,
@@ -118,6 +121,8 @@ __all__ = [
     "DirectConv",
     "Epilogue",
     "ExpandDepthwise",
+    "FlatLookup",
+    "FlatQuantize",
     "GlobalMean",
     "IntegerAdd",
     "IntegerMul",
@@ -134,8 +139,8 @@ __all__ = [
     "ToIntegers",
     "ToPacked",
     "ToPlain",
-    "TransposedConv",
     "Tokens",
+    "TransposedConv",
     "Unary",
     "WeightOnlyDense",
     "Window",

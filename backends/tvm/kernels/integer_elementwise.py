@@ -115,11 +115,11 @@ def _quantize_row(
         line, place = (channel * spec.height + row) * spec.width, channel * spec.width
         if whole:
             with kernel.loop(whole) as i:
-                value = _quantized(Steps(lanes, given.weights[0]), source.vector(line + i * lanes, lanes))
+                value = quantized(Steps(lanes, given.weights[0]), source.vector(line + i * lanes, lanes))
                 bytes_of_row.store(place + i * lanes, T.cast(value, f"{kind}x{lanes}"), lanes)
         if rest:
             with kernel.loop(rest, whole * lanes) as column:
-                one = _quantized_one(given.weights[0], source, line + column)
+                one = quantized_one(given.weights[0], source, line + column)
                 bytes_of_row.store(place + column, T.cast(one, kind))
     with kernel.loop(spec.width) as column:
         with kernel.loop(spec.channels) as channel:
@@ -130,11 +130,11 @@ def _quantize_row(
                 target.store((row * spec.width + column) * pitch + channel, T.cast(0, kind))
 
 
-def _quantized(grid: Steps, real: Vector) -> Vector:
+def quantized(grid: Steps, real: Vector) -> Vector:
     return grid.stored(grid.rounded(_without_nan(real, grid.lanes) / grid.number(Constant.SCALE)))
 
 
-def _quantized_one(constants: View, source: View, place: Index) -> Any:
+def quantized_one(constants: View, source: View, place: Index) -> Any:
     steps = T.round(_without_nan(source.scalar(place), 1) / constants.scalar(int(Constant.SCALE)))
     low, high = constants.scalar(int(Constant.LOW)), constants.scalar(int(Constant.HIGH))
     return T.cast(T.min(T.max(steps, low), high) + constants.scalar(int(Constant.ZERO_POINT)), "int32")

@@ -116,6 +116,30 @@ def test_attention_that_is_written_out_is_kernels_too(way):
         torch.testing.assert_close(compiled(x[:batch])[0], graph(x[:batch]), rtol=1e-5, atol=1e-5)
 
 
+def test_between_integers_nothing_is_left_to_tvm():
+    """Attention stays float: its heads are quantized as they lie, and the gelu is a table. The batch is symbolic."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention, self.wide, self.narrow = SelfAttention(), nn.Linear(12, 40), nn.Linear(40, 12)
+
+        def forward(self, x):
+            return self.narrow(F.gelu(self.wide(self.attention(x))))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        graph, x = captured(Block(), 2, 11, 12)
+    recipe = "insert-fake-quant, calibrate, lower-integers"
+    graph = planish.Pipeline.parse(recipe).run(graph, planish.Context(data=[x])).graph
+    model = to_relax(graph, Target.get("local"))
+    kernels = [layer.kernel.removeprefix("int8 ").split(",")[0] for layer in model.layers]
+    assert kernels == ["quantize", "dense", "attention", "quantize", "dense", "dense", "table", "dense"]
+    assert not {"quantize", "lookup_int8"} & set(model.others)
+    got, wanted = compile_model(model, Target.get("local"))(x)[0], graph(x)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=float(wanted.abs().max()) / 50)  # a few steps of 8 bits
+
+
 class Squared(nn.Module):
     """Products of quantized values only: attention without a softmax."""
 
