@@ -53,7 +53,7 @@ def test_a_name_that_a_pipeline_could_not_hold_is_refused():
 
 
 def test_an_unknown_need_is_refused():
-    with pytest.raises(UsageError, match="greedy: it needs 'gold'; a pass can need data, evaluate, target"):
+    with pytest.raises(UsageError, match="greedy: it needs 'gold'; a pass can need data, evaluate, latency, target"):
 
         class Greedy(Pass):
             name = "greedy"
