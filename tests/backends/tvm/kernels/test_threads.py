@@ -10,14 +10,18 @@ import torch
 import tvm
 
 from planish.backends.tvm.kernels import (
+    Attention,
+    BatchedMatmul,
     Binary,
     Dense,
     Depthwise,
     DirectConv,
     Epilogue,
     ExpandDepthwise,
+    LayerNorm,
     Pointwise,
     Pool,
+    Tokens,
     Window,
     prim_func,
     signature,
@@ -36,6 +40,9 @@ SPECS = {
     "expand, in bands of rows": ExpandDepthwise(1, 56, 56, 24, 70, Window((5, 5), (2, 2), (1, 2, 1, 2)), RELU6, RELU6),
     "pool": Pool(1, 56, 56, 40, SAME, "max"),
     "binary": Binary(1, 56, 56, 40, "add"),
+    "attention, heads cut into blocks": Attention(1, *[Tokens(2, 700, 16)] * 4, scale=0.25),
+    "batched product": BatchedMatmul(1, Tokens(2, 100, 64), Tokens(2, 64, 70), Tokens(2, 100, 70)),
+    "layer norm": LayerNorm(300, 70, 1e-5),
 }
 
 
