@@ -59,6 +59,7 @@ class Report:
     reasons         why they stay, where it is not that TVM does not know the op
     fake_quantized  how many of the `products` compute on quantized values, in float
     integers        how many of them compute in integers
+    half            how many of them compute in float16
     exact           no float op is left between conversions: every machine gives the same bytes
     facts           what the backend knows: bytes of code and weights, arena, compiler
     seconds         by stage
@@ -75,6 +76,7 @@ class Report:
     reasons: tuple[str, ...] = ()
     fake_quantized: int = 0
     integers: int = 0
+    half: int = 0
     products: int = 0
     exact: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
@@ -97,6 +99,7 @@ class Report:
             reasons=artifact.reasons if artifact else reasons,
             fake_quantized=counts.fake_quantized,
             integers=artifact.integers if artifact else 0,
+            half=counts.half,
             products=counts.total,
             exact=counts.exact,
             facts=artifact.facts if artifact else {"code": "PyTorch"},
@@ -169,6 +172,8 @@ class Report:
         rows = [("int8 kernels", self.int8_kernels)]
         if self.fake_quantized:
             rows.append(("fake-quantized", f"{self.fake_quantized} of {self.products}, computed in float"))
+        if self.half:
+            rows.append(("float16", f"{self.half} of {self.products}"))
         rows += [fact_row(key, value) for key, value in self.facts.items() if isinstance(value, (int, float, str))]
         if self.others:
             rows.append(("ops left to TVM", ", ".join(f"{op} x {count}" for op, count in self.others.items())))
@@ -244,11 +249,14 @@ class Products:
     """The convs, linears and integer matrix products of a graph, and whether all that it computes is integers."""
 
     fake_quantized: int = 0
+    half: int = 0
     total: int = 0
     exact: bool = False
 
     @staticmethod
     def of(graph: "Graph") -> "Products":
+        import torch
+
         from .ir.cost import INTEGER_PRODUCTS
         from .ir.integers.packed_weights import WEIGHT_ONLY
         from .ir.ops import WEIGHTED_PRODUCTS, is_op
@@ -257,7 +265,9 @@ class Products:
 
         floats, integers = graph.calls(*WEIGHTED_PRODUCTS), graph.calls(*INTEGER_PRODUCTS)
         fake = sum(is_op(node.args[1], *SCALE_ARGUMENT) for node in floats)
-        return Products(fake, len(floats) + len(integers) + len(graph.calls(WEIGHT_ONLY)), is_exact(graph))
+        half = sum(node.meta["val"].dtype == torch.float16 for node in floats)
+        total = len(floats) + len(integers) + len(graph.calls(WEIGHT_ONLY))
+        return Products(fake, half, total, is_exact(graph))
 
 
 def _change(before: int, after: int) -> str:

@@ -16,11 +16,15 @@ def build(graph: Graph, target: Target, recipe: str, cache: Cache | None = None)
     cache  where code for CPUs is looked for and kept
 
     Raises BuildError naming the ops (and source lines) that the target cannot take, UsageError for quantizers
-    without scales.
+    without scales, and for layers in float16 on a board that does not compute in it.
     """
     is_calibrated = "fake-quant" not in graph.properties or "calibrated" in graph.properties
     if not is_calibrated and graph.calls(*SCALE_ARGUMENT):
         raise UsageError(target.name, "the model has quantizers without scales", "add 'calibrate' to the recipe")
+    if "half" in graph.properties and not target.has_half and target.name != "local":
+        able = [name for name in Target.names() if name != "local" and Target.get(name).has_half]
+        what = "the model has layers in float16, which this machine does not compute in"
+        raise UsageError(target.name, what, f"targets that do: {', '.join(able)}", "leave 'to-half' out")
     return _BUILDERS[target.kind, target.code](graph, target, recipe, cache)
 
 

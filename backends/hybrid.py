@@ -30,7 +30,7 @@ def build_local(graph: Graph, target: Target, recipe: str, cache: Cache | None =
     place = Place.of(cache, graph, target, kind=LIBRARY)
     if code := HostCode.found(place):
         return HostArtifact(graph, code, target, recipe)
-    if not refusals(freeze(graph)):
+    if not refusals(freeze(graph), target):
         try:
             return build_host(graph, target, recipe, place)
         except BuildError:
@@ -38,10 +38,10 @@ def build_local(graph: Graph, target: Target, recipe: str, cache: Cache | None =
     return build_hybrid(graph, target, recipe, cache)
 
 
-def refusals(frozen: Graph) -> dict[str, str]:
-    """The calls of a frozen graph that must stay in PyTorch, by name, and why."""
+def refusals(frozen: Graph, target: Target) -> dict[str, str]:
+    """The calls of a frozen graph that must stay in PyTorch on a machine, by name, and why."""
     unknown = dict.fromkeys((node.name for node in unsupported(frozen)), "TVM has no form for it")
-    spoken_against = {node.name: why for node in frozen.nodes if (why := refusal(node))}
+    spoken_against = {node.name: why for node in frozen.nodes if (why := refusal(node, half=target.has_half))}
     return {**unknown, **spoken_against}
 
 
@@ -89,7 +89,7 @@ def plan_regions(graph: Graph, target: Target, cache: Cache | None = None, *, li
         everything = {node.name: why for node in graph.nodes if node.op == "call_function"}
         return RegionPlan(split(graph.copy().eval(), everything), {}, everything)
     frozen = freeze(graph)
-    refused = refusals(frozen)
+    refused = refusals(frozen, target)
     if like_pytorch:
         why = "TVM does not check indices"
         refused |= {node.name: why for node in frozen.nodes if reads_by_index(node)}

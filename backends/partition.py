@@ -59,8 +59,11 @@ class Split:
     reasons: tuple[str, ...] = ()
 
 
-def refusal(node: fx.Node) -> str | None:
-    """Why a call must stay in PyTorch whatever TVM knows of its op; None when nothing speaks against it."""
+def refusal(node: fx.Node, *, half: bool = False) -> str | None:
+    """Why a call must stay in PyTorch whatever TVM knows of its op; None when nothing speaks against it.
+
+    half  the machine computes in float16
+    """
     if writes(node):
         return "it writes into memory that other values share"
     if is_random(node):
@@ -68,7 +71,8 @@ def refusal(node: fx.Node) -> str | None:
     packed = arguments(node).weight if is_op(node, WEIGHT_ONLY) else None  # in a dtype that only its kernel reads
     read = [n for n in node.all_input_nodes if n is not packed]
     values = [t for n in (node, *read) for t in tensors(n.meta.get("val"))]
-    foreign = sorted({str(t.dtype) for t in values} - {str(dtype) for dtype in _DTYPES})
+    known = _DTYPES | {torch.float16} if half else _DTYPES
+    foreign = sorted({str(t.dtype) for t in values} - {str(dtype) for dtype in known})
     return f"it computes in {', '.join(foreign)}" if foreign else None
 
 

@@ -57,6 +57,11 @@ class Target:
         """`x86_64` or `aarch64`."""
         return self.triple.split("-", 1)[0]
 
+    @property
+    def has_half(self) -> bool:
+        """Whether it computes in float16 (a CPU's features say so)."""
+        return "asimdhp" in self.features
+
     @staticmethod
     def get(name: "str | Target") -> "Target":
         """The row of this name. Raises UsageError, with the nearest name where one is close."""

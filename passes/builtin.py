@@ -19,6 +19,7 @@ from .quantize.lower.lower_integers import LowerIntegers
 from .quantize.lower.lower_weights import LowerWeights
 from .quantize.quantize_dynamic import QuantizeDynamic
 from .sparsify import Sparsify
+from .to_half import ToHalf
 from .train.finetune import Finetune
 from .train.prune_gradually import PruneGradually
 
@@ -43,4 +44,5 @@ PASSES: tuple[type[Pass], ...] = (
     LowerIntegers,
     LowerWeights,
     QuantizeDynamic,
+    ToHalf,
 )

@@ -1,7 +1,7 @@
 """Which calls become one kernel: a conv or linear with the activation and residual add behind it, and
 an expanding 1x1 conv with the depthwise conv that alone reads it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,12 +56,12 @@ class Plan:
     absorbed: frozenset[fx.Node]
 
 
-def plan(graph: Graph) -> Plan:
-    """Choose the fused kernels of a frozen graph."""
+def plan(graph: Graph, floats: Collection[torch.dtype] = (torch.float32,)) -> Plan:
+    """Choose the fused kernels of a frozen graph. floats: dtypes that the target has an arithmetic for."""
     products: dict[fx.Node, Product] = {}
     claimed: set[fx.Node] = set()
     for node in graph.calls("conv2d", "conv_transpose2d", "linear", WEIGHT_ONLY):
-        if has_kernel(node):
+        if has_kernel(node, floats):
             product = _with_epilogue(node, claimed)
             claimed |= set(_chain(product))
             products[product.result] = product
@@ -74,8 +74,9 @@ def plan(graph: Graph) -> Plan:
     return Plan({**alone, **pairs, **integers}, frozenset(absorbed | inner))
 
 
-def has_kernel(node: fx.Node) -> bool:
-    """Float32 conv2d with numeric padding, conv_transpose2d or linear, whose weight and bias are the graph's own.
+def has_kernel(node: fx.Node, floats: Collection[torch.dtype] = (torch.float32,)) -> bool:
+    """A conv2d with numeric padding, conv_transpose2d or linear, whose weight and bias are the graph's own,
+    in one of the dtypes `floats`.
 
     Those of packed weights always are: lower-weights makes no others.
     """
@@ -85,7 +86,7 @@ def has_kernel(node: fx.Node) -> bool:
         return False
     call = arguments(node)
     is_weight = call.weight.op == "get_attr" and (call.bias is None or call.bias.op == "get_attr")
-    if not is_weight or node.meta["val"].dtype != torch.float32:
+    if not is_weight or node.meta["val"].dtype not in floats:
         return False
     return _PRODUCTS[node.target](node)
 
@@ -182,7 +183,8 @@ def _other_operand(value: fx.Node, add: fx.Node) -> fx.Node | None:
     if not isinstance(other, fx.Node) or other is value or arguments(add).alpha != 1:
         return None
     recorded = other.meta.get("val")
-    if not isinstance(recorded, torch.Tensor) or recorded.dtype != torch.float32 or other.op == "get_attr":
+    dtype = value.meta["val"].dtype
+    if not isinstance(recorded, torch.Tensor) or recorded.dtype != dtype or other.op == "get_attr":
         return None
     same = [str(s) for s in recorded.shape] == [str(s) for s in value.meta["val"].shape]
     return other if same else None

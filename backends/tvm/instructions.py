@@ -14,6 +14,7 @@ _MULTIPLY_ACCUMULATES = (
     ("vfmadd zmm", r"vfmadd\d+ps\b.*%?zmm"),
     ("vfmadd ymm", r"vfmadd\d+ps\b.*%?ymm"),
     ("vfmadd xmm", r"vfmadd\d+ps\b.*%?xmm"),
+    ("fmla v.8h", r"\bfmla\b.*v\d+\.8h|\bfmla\.8h"),
     ("fmla v.4s", r"\bfmla\b.*v\d+\.4s|\bfmla\.4s"),
     ("fmla v.2s", r"\bfmla\b.*v\d+\.2s|\bfmla\.2s"),
     ("vfmadd scalar", r"vfmadd\d+ss\b"),

@@ -27,7 +27,7 @@ def emit(emitter: Emitter, node: fx.Node) -> bool:
     value = node.meta.get("val")
     if rule is None or not isinstance(value, torch.Tensor):
         return False
-    if value.dtype != torch.float32 and (op_name(node) != "cat" or emitter.integers is None):
+    if value.dtype not in emitter.floats and (op_name(node) != "cat" or emitter.integers is None):
         return False
     return rule(emitter, node)
 
@@ -119,8 +119,8 @@ def _elementwise(emitter: Emitter, node: fx.Node) -> bool:
 def _cat(emitter: Emitter, node: fx.Node) -> bool:
     """Along channels, where every part fills its lanes."""
     call = arguments(node)
-    parts = [emitter.packed_extents(n) for n in call.tensors]
-    if call.dim % 4 != 1 or any(p is None or p[3] % emitter.target.lanes for p in parts):
+    parts, lanes = [emitter.packed_extents(n) for n in call.tensors], emitter.arithmetic_of(node).lanes
+    if call.dim % 4 != 1 or any(p is None or p[3] % lanes for p in parts):
         return False
     if not any(emitter.values.is_packed(n) for n in call.tensors):
         return False

@@ -34,7 +34,7 @@ from . import (
     views,
     weight_only,
 )
-from .arithmetic import Arithmetic, Integers, fp32, integers
+from .arithmetic import Arithmetic, Integers, fp16, fp32, integers
 from .fuse import Plan, plan
 from .fuse_integers import IntegerPair, IntegerSum
 from .importer_faults import is_converted_wrongly
@@ -143,9 +143,11 @@ class Emitter:
         cache = target.l2_kib * 1024 // 2
         sizes = target.lanes, target.registers, target.cores, cache
         self.arithmetic = fp32(target.triple, *sizes)
+        half = fp16(target.features, *sizes)
+        self.floats = {torch.float32: self.arithmetic} | ({torch.float16: half} if half else {})
         self.integers = integers(target.features, *sizes)
         self.storage = Storage(self.integers.activation if self.integers else None)
-        self.plan: Plan = plan(graph)
+        self.plan: Plan = plan(graph, self.floats)
         self.importer = ExportedProgramImporter()
         self.builder = self.importer.block_builder = relax.BlockBuilder()
         self.values = self.importer.env = Values(self._plain_from_packed, self._packed_from_plain)
@@ -181,11 +183,12 @@ class Emitter:
         weights: list[Any],
         arithmetic: Arithmetic | None = None,
     ) -> relax.Expr:
-        """Emit one call of our own kernel. Equal specs of one arithmetic (fp32 if none is given) share one PrimFunc.
+        """Emit one call of our own kernel. Equal specs of one arithmetic share one PrimFunc.
 
-        weights  arrays, or values that are computed at run time in the form of such
+        weights     arrays, or values that are computed at run time in the form of such
+        arithmetic  that of the node's dtype if none is given
         """
-        arithmetic = arithmetic or self.arithmetic
+        arithmetic = arithmetic or self.arithmetic_of(node)
         key, shapes = (arithmetic.name, spec), signature(spec, arithmetic)
         if key not in self.kernels:
             function = prim_func(spec, arithmetic).with_attr("op_pattern", _OPAQUE)
@@ -197,7 +200,7 @@ class Emitter:
         activations, rest = inputs[: len(shapes.inputs)], inputs[len(shapes.inputs) :]
         held = [w if isinstance(w, relax.Expr) else self.constant(w) for w in weights]
         call = relax.call_tir(symbol, [*activations, *held, *rest], kind)
-        kind_of = "int8 " if isinstance(arithmetic, Integers) else ""
+        kind_of = "int8 " if isinstance(arithmetic, Integers) else "fp16 " if arithmetic.name == "fp16" else ""
         self.specs[symbol.name_hint] = spec, arithmetic
         self.layers.append(Layer(node.name, symbol.name_hint, kind_of + describe_kernel(spec, arithmetic)))
         return self.builder.emit(call, node.name)
@@ -211,7 +214,12 @@ class Emitter:
         arithmetic: Arithmetic | None = None,
     ) -> relax.Expr:
         """A kernel with weights, which are packed for it."""
-        return self.kernel(node, spec, inputs, pack(spec, arithmetic or self.arithmetic, *tensors), arithmetic)
+        return self.kernel(node, spec, inputs, pack(spec, arithmetic or self.arithmetic_of(node), *tensors), arithmetic)
+
+    def arithmetic_of(self, node: fx.Node) -> Arithmetic:
+        """The arithmetic of a node's dtype among those of floats, float32 where it is none of them."""
+        value = node.meta.get("val")
+        return self.floats.get(getattr(value, "dtype", torch.float32), self.arithmetic)
 
     def array(self, node: fx.Node) -> np.ndarray:
         """The numbers of a weight node."""
@@ -233,7 +241,7 @@ class Emitter:
     def packed_extents(self, node: fx.Node) -> tuple[int | None, int, int, int] | None:
         """(batch, height, width, channels) of a 4-d value with a fixed image size, None for others."""
         value = node.meta.get("val")
-        if not isinstance(value, torch.Tensor) or value.ndim != 4 or value.dtype not in (torch.float32, *BYTES):
+        if not isinstance(value, torch.Tensor) or value.ndim != 4 or value.dtype not in (*self.floats, *BYTES):
             return None
         if any(isinstance(s, torch.SymInt) for s in value.shape[1:]):
             return None

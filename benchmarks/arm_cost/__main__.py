@@ -91,6 +91,8 @@ def main() -> None:
     chosen, console = arguments(), Console(width=150)
     torch.set_num_threads(1)
     for name, core, precision in product(chosen.model, chosen.core, chosen.precision):
+        if precision == "fp16" and not CORES[core].has_half:
+            continue
         with tempfile.TemporaryDirectory(prefix="planish-arm-") as folder:
             room = Path(folder)
             model, x = MODELS[name]()

@@ -36,6 +36,11 @@ class Core:
     features: str
 
     @property
+    def has_half(self) -> bool:
+        """Whether it computes in float16."""
+        return "asimdhp" in self.features.split()
+
+    @property
     def cpuinfo(self) -> str:
         """/proc/cpuinfo of a board with four of them. Libraries choose kernels by it."""
         lines = (

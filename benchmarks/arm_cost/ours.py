@@ -17,6 +17,7 @@ from planish.backends.linker import COMPILE, find_linker
 FOLD = "canonicalize, fold-batch-norm"
 RECIPES = {
     "fp32": FOLD,
+    "fp16": f"{FOLD}, to-half",
     "int8": f"{FOLD}, insert-fake-quant{{activations=target}}, calibrate, lower-integers",
 }
 

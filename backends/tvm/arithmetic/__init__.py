@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from .arm import NeonFp32
+from .arm_half import NeonFp16
 from .arm_integers import Sdot, Smmla
 from .arm_smull import Smull
 from .base import Arithmetic, Integers
@@ -22,6 +23,21 @@ def fp32(triple: str, lanes: int, registers: int, cores: int = 1, cache: int = 5
     kernel may use; cache: bytes of activations to keep near one core.
     """
     return FP32[triple.split("-")[0]](lanes, registers, cores, cache)
+
+
+# The processor feature that gives an arithmetic of half precision, which has twice the lanes of float32.
+FP16: dict[str, type[Arithmetic]] = {"asimdhp": NeonFp16}
+
+
+def fp16(
+    features: Collection[str], lanes: int, registers: int, cores: int = 1, cache: int = 512 << 10
+) -> Arithmetic | None:
+    """The half-precision arithmetic of a target with these features; None where there is none.
+
+    lanes: of float32.
+    """
+    found = next((kind for feature, kind in FP16.items() if feature in features), None)
+    return found(2 * lanes, registers, cores, cache) if found else None
 
 
 # The processor feature that gives an integer arithmetic, best first.
@@ -45,11 +61,13 @@ def integers(
 
 
 __all__ = [
+    "FP16",
     "FP32",
     "INTEGERS",
     "Arithmetic",
     "Integers",
     "Madd",
+    "NeonFp16",
     "NeonFp32",
     "Sdot",
     "Smmla",
@@ -57,6 +75,7 @@ __all__ = [
     "StoredWeights",
     "Vnni",
     "X86Fp32",
+    "fp16",
     "fp32",
     "integers",
     "with_stored_weights",

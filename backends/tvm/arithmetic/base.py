@@ -30,6 +30,7 @@ class Arithmetic(ABC):
     weight: ClassVar[str]
     accumulator: ClassVar[str]
     lane_weight: ClassVar[str]  # dtype of weights that are multiplied lane by lane
+    means: ClassVar[str]  # dtype in which means are summed
     unroll: ClassVar[int]  # k steps in one pass of the inner loop
     group: ClassVar[int] = 1  # neighbouring k steps that one instruction takes: they lie side by side in the weights
     rows: ClassVar[int] = 1  # neighbouring pixels that one instruction takes
@@ -108,6 +109,7 @@ class Fp32(Arithmetic):
     weight: ClassVar[str] = "float32"
     accumulator: ClassVar[str] = "float32"
     lane_weight: ClassVar[str] = "float32"
+    means: ClassVar[str] = "float32"
     unroll: ClassVar[int] = 4
 
     def weight_vector(self, weights: Any, start: Any, step: int, vectors: int, vector: int) -> Any:
@@ -128,6 +130,7 @@ class Integers(Arithmetic):
     weight: ClassVar[str] = "int8"
     accumulator: ClassVar[str] = "int32"
     lane_weight: ClassVar[str] = "int16"
+    means: ClassVar[str] = "int32"
 
     takes_any_byte: ClassVar[bool] = True  # as a weight, -128 too, in the order of `panels`: so may be activations
     table_lanes: ClassVar[int] = 0  # bytes that `look_up` takes at a time; 0 where it looks up one by one

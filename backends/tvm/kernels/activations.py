@@ -10,13 +10,22 @@ from .builder import Vector, broadcast
 from .epilogues import Epilogue
 
 
+def _same(x: Vector, number: float, lanes: int) -> Vector:
+    """A number in every lane, in the dtype of a vector."""
+    return T.broadcast(T.cast(number, "float16" if _is_half(x) else "float32"), lanes)
+
+
+def _is_half(x: Vector) -> bool:
+    return str(x.ty).startswith("float16")
+
+
 def _clip(x: Vector, lanes: int, low: float, high: float) -> Vector:
     # The constant comes first so that the comparison, false for NaN, selects x: NaN stays NaN.
-    return T.min(broadcast(high, lanes), T.max(broadcast(low, lanes), x))
+    return T.min(_same(x, high, lanes), T.max(_same(x, low, lanes), x))
 
 
 def _relu(x: Vector, lanes: int) -> Vector:
-    return T.max(broadcast(0.0, lanes), x)
+    return T.max(_same(x, 0.0, lanes), x)
 
 
 def exponential(x: Vector, lanes: int) -> Vector:
@@ -41,7 +50,7 @@ def _sigmoid(x: Vector, lanes: int) -> Vector:
 
 
 def _hardsigmoid(x: Vector, lanes: int) -> Vector:
-    return _clip(x + broadcast(3.0, lanes), lanes, 0.0, 6.0) * broadcast(1 / 6, lanes)
+    return _clip(x + _same(x, 3.0, lanes), lanes, 0.0, 6.0) * _same(x, 1 / 6, lanes)
 
 
 def _tanh(x: Vector, lanes: int) -> Vector:
@@ -71,6 +80,17 @@ ACTIVATIONS: dict[str, Callable[..., Vector]] = {
     "tanh": _tanh,
     "gelu": _gelu,
 }
+# Those that float16 computes as well as float32 does: no sum and no series in them loses bits.
+_EXACT_IN_HALF = ("relu", "relu6", "clip", "hardswish", "hardsigmoid")
+
+
+def _activated(epilogue: Epilogue, value: Vector, lanes: int) -> Vector:
+    """The activation of a vector, in its dtype."""
+    assert epilogue.activation is not None
+    function, bounds = ACTIVATIONS[epilogue.activation], epilogue.bounds or ()
+    if not _is_half(value) or epilogue.activation in _EXACT_IN_HALF:
+        return function(value, lanes, *bounds)
+    return T.cast(function(T.cast(value, f"float32x{lanes}"), lanes, *bounds), f"float16x{lanes}")
 
 
 def finish(epilogue: Epilogue, value: Vector, lanes: int, residual: Any = None) -> Vector:
@@ -78,7 +98,7 @@ def finish(epilogue: Epilogue, value: Vector, lanes: int, residual: Any = None) 
     if epilogue.residual == "before":
         value = value + residual
     if epilogue.activation is not None:
-        value = ACTIVATIONS[epilogue.activation](value, lanes, *(epilogue.bounds or ()))
+        value = _activated(epilogue, value, lanes)
     if epilogue.residual == "after":
         value = value + residual
     return value

@@ -21,9 +21,9 @@ def signature(spec: Binary | Unary, arithmetic: Arithmetic) -> Signature:
     whole = (spec.batch, spec.height, spec.width, channels)
     residual = whole if spec.epilogue.residual else None
     if isinstance(spec, Unary):
-        return Signature((whole,), (), residual, whole)
+        return Signature((whole,), (), residual, whole, arithmetic.activation, arithmetic.activation)
     second = (spec.batch, 1, 1, channels) if spec.per_channel else whole
-    return Signature((whole, second), (), residual, whole)
+    return Signature((whole, second), (), residual, whole, arithmetic.activation, arithmetic.activation)
 
 
 def pack(spec: Binary | Unary, arithmetic: Arithmetic) -> list[np.ndarray]:

@@ -52,7 +52,8 @@ class Output:
 
     def _write_lanes(self, offset: Index, value: Vector, channel: Index, used: int) -> None:
         residual = self._residual_lanes(self.residual, offset, used) if self.residual else None
-        (result,) = self.kernel.registers(1, self.lanes, "float32" if self.target.dtype == "float32" else "int32")
+        dtype = self.target.dtype
+        (result,) = self.kernel.registers(1, self.lanes, dtype if dtype.startswith("float") else "int32")
         result.value = self._finish(value, channel, residual)
         for lane in range(used):
             self.target.store(offset + lane, self._stored(result.lane(lane), 1))

@@ -68,7 +68,7 @@ def _reached(spec: GlobalMean | Pool) -> list[np.ndarray]:
 
 def _global_mean(spec: GlobalMean, arithmetic: Arithmetic) -> Any:
     lanes, pixels = arithmetic.lanes, spec.height * spec.width
-    pitch, kind = round_up(spec.channels, lanes), arithmetic.accumulator
+    pitch, kind = round_up(spec.channels, lanes), arithmetic.means
     exact = isinstance(spec.epilogue, Epilogue)
     with Kernel() as kernel:
         given = kernel.parameters(signature(spec, arithmetic))
@@ -148,7 +148,7 @@ class _Tile:
         return self._means(found, columns, end - begin)
 
     def _kind(self) -> str:
-        return self.arithmetic.activation if self.spec.mode == "max" else self.arithmetic.accumulator
+        return self.arithmetic.activation if self.spec.mode == "max" else self.arithmetic.means
 
     def _start(self, row: Index, columns: Columns, i: int, channel: Index) -> Vector:
         if self.spec.mode == "max":

@@ -32,7 +32,8 @@ def signature(
         extra += (((CONSTANTS,), "float32"),)
     shapes, dtypes = zip(*packed, *extra, strict=True)
     residual = output if epilogue.residual else None
-    result = result_dtype(epilogue, arithmetic.activation)
+    is_float = isinstance(epilogue, Epilogue)
+    result = arithmetic.activation if is_float else result_dtype(epilogue, arithmetic.activation)
     return Signature((source,), shapes, residual, output, arithmetic.activation, result, dtypes)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from ..arithmetic import Arithmetic
 from ..arithmetic.tir import T
 from . import packing, product_weights
-from .builder import Index, Kernel, Vector, View, broadcast, smallest
+from .builder import Index, Kernel, Vector, View, smallest
 from .microkernel import Accumulators, Ahead
 from .output import Output
 from .shapes import Signature, Winograd, round_up
@@ -51,7 +51,8 @@ def plan(spec: Winograd, arithmetic: Arithmetic) -> Plan:
     out_height, out_width = spec.height + top + bottom - (TAPS - 1), spec.width + left + right - (TAPS - 1)
     down, across = -(-out_height // spec.tile), -(-out_width // spec.tile)
     pitch_in, pitch_out = round_up(spec.in_channels, lanes), round_up(spec.out_channels, lanes)
-    tiles, per_tile = (spec.batch or 1) * down * across, 4 * size**2 * (pitch_in + pitch_out)
+    tiles, itemsize = (spec.batch or 1) * down * across, np.dtype(arithmetic.activation).itemsize
+    per_tile = itemsize * size**2 * (pitch_in + pitch_out)
     for_cache = -(-tiles * per_tile // (2 * arithmetic.cache))
     count = max(for_cache, arithmetic.cores if arithmetic.cores > 1 else 1)
     most = -(-tiles // count)
@@ -73,11 +74,11 @@ def signature(spec: Winograd, arithmetic: Arithmetic) -> Signature:
 def pack(spec: Winograd, arithmetic: Arithmetic, weight: np.ndarray, bias: np.ndarray | None) -> list[np.ndarray]:
     """weight [out, in, 3, 3] -> panels for each place of a tile, transformed in float64; bias."""
     p = plan(spec, arithmetic)
-    transform = np.array(matrices(spec.tile).weight, np.float64)
+    transform = np.array(matrices(spec.tile, arithmetic.accumulator).weight, np.float64)
     placed = np.einsum("ai,ocij,bj->aboc", transform, np.asarray(weight, np.float64), transform, optimize=True)
     each = placed.reshape(p.places, spec.out_channels, spec.in_channels).astype(np.float32)
     panels = [packing.panels(matrix, arithmetic, p.tile.vectors) for matrix in each]
-    return [np.concatenate(panels), packing.lanes_of(bias, spec.out_channels, arithmetic.lanes)]
+    return [np.concatenate(panels), packing.lanes_of(bias, spec.out_channels, arithmetic.lanes, arithmetic.accumulator)]
 
 
 def describe(spec: Winograd, arithmetic: Arithmetic) -> str:
@@ -125,8 +126,8 @@ class _Nest:
         extents, parallel = (1 if spec.batch else batch, p.blocks.count), is_parallel(self.arithmetic, work)
         with self.kernel.grid(*extents, parallel=parallel) as (image, block):
             first, mine = p.blocks[block]
-            spread = self.kernel.workspace(p.places * self.plane(p.pitch_in))
-            products = self.kernel.workspace(p.places * self.plane(p.pitch_out))
+            spread = self.kernel.workspace(p.places * self.plane(p.pitch_in), self.dtype)
+            products = self.kernel.workspace(p.places * self.plane(p.pitch_out), self.dtype)
             rows = (mine + p.tile.pixels - 1) // p.tile.pixels
             with self.kernel.loop(rows * p.tile.pixels) as tile:
                 here = self.place(image, smallest(first + tile, p.blocks.pieces - 1))
@@ -168,7 +169,7 @@ class _Nest:
                 return source.vector(offset, lanes)
             on_rows = T.And(row + i >= 0, row + i < spec.height)
             on_image = T.And(on_rows, T.And(column + j >= 0, column + j < spec.width))
-            return T.if_then_else(on_image, source.vector(offset, lanes), broadcast(0.0, lanes))
+            return T.if_then_else(on_image, source.vector(offset, lanes), self.number(0.0))
 
         with self.kernel.when(when), self.kernel.loop(p.pitch_in // lanes) as vector:
             channel = vector * lanes
@@ -228,13 +229,13 @@ class _Nest:
 
     def hold(self, value: Vector) -> Vector:
         """The value in a register, so that it is computed once."""
-        (register,) = self.kernel.registers(1, self.arithmetic.lanes)
+        (register,) = self.kernel.registers(1, self.arithmetic.lanes, self.dtype)
         register.value = value
         return register.value
 
     def spread_line(self, values: Sequence[Vector]) -> list[Vector]:
         """The input matrix times a line. Mirrored rows share the sums of their even and of their odd terms."""
-        rows = matrices(self.spec.tile).input
+        rows = matrices(self.spec.tile, self.dtype).input
         results = [self.sum(rows[0], values)]
         for row in rows[1:-1:2]:
             even = self.sum(_every_second(row, 0), values)
@@ -244,7 +245,7 @@ class _Nest:
 
     def gather_line(self, values: Sequence[Vector]) -> list[Vector]:
         """The output matrix times a line. Mirrored columns are added for even rows, subtracted for odd ones."""
-        rows: Matrix = matrices(self.spec.tile).output
+        rows: Matrix = matrices(self.spec.tile, self.dtype).output
         pairs = [(values[i], values[i + 1]) for i in range(1, len(values) - 1, 2)]
         joined = [
             [self.hold(a + b) for a, b in pairs],
@@ -267,7 +268,15 @@ class _Nest:
         return self.hold(total)
 
     def scaled(self, value: Vector, factor: Fraction) -> Vector:
-        return value if factor == 1 else value * broadcast(float(factor), self.arithmetic.lanes)
+        return value if factor == 1 else value * self.number(float(factor))
+
+    @property
+    def dtype(self) -> str:
+        return self.arithmetic.activation
+
+    def number(self, value: float) -> Vector:
+        """A number in every lane."""
+        return T.broadcast(T.cast(value, self.dtype), self.arithmetic.lanes)
 
 
 def _both_ways(transform: Callable[[Sequence[Vector]], list[Vector]], values: list[list[Vector]]) -> list[Vector]:

@@ -10,7 +10,7 @@ from .winograd_matrices import POINTS, TAPS
 
 # Times in multiply-adds of one lane at peak rate, measured on AVX-512.
 TRANSFORM = 6  # for each place of a tile and each of its channels
-READ = 3  # to read a weight that is not in the nearest caches, times the lanes
+READ = 3 / 4  # to read a byte of weights that is not in the nearest caches, times the lanes
 WORTH_IT = 0.9  # of the direct kernel's time: the estimate may be off
 
 
@@ -39,4 +39,4 @@ def _time(spec: Winograd, arithmetic: Arithmetic) -> float:
     transforms = p.blocks.pieces * p.places * TRANSFORM * (p.pitch_in + p.pitch_out)
     weights = p.places * spec.in_channels * p.pitch_out
     passes = p.blocks.count if weights * arithmetic.weight_bytes > arithmetic.cache else 1
-    return max(products + transforms, weights * passes * READ * arithmetic.lanes)
+    return max(products + transforms, weights * arithmetic.weight_bytes * passes * READ * arithmetic.lanes)

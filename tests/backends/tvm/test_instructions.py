@@ -11,6 +11,7 @@ from planish.backends.tvm.instructions import by_symbol, multiply_accumulate
         ("vfmadd231ps\t(%rax){1to16}, %zmm1, %zmm2", "vfmadd zmm"),
         ("vfmadd213ps\t%ymm0, %ymm1, %ymm2", "vfmadd ymm"),
         ("fmla\tv0.4s, v1.4s, v2.s[3]", "fmla v.4s"),
+        ("fmla\tv0.8h, v1.8h, v2.h[7]", "fmla v.8h"),
         ("fmadd\ts0, s1, s2, s3", "fmadd scalar"),
         ("sdot\tv0.4s, v1.16b, v2.4b[0]", "sdot"),
         ("vpdpbusd\t%zmm0, %zmm1, %zmm2", "vpdpbusd"),
