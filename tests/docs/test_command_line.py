@@ -52,6 +52,8 @@ def test_the_page_is_true(tmp_path, monkeypatch):
     (source,) = blocks("python")
     (tmp_path / "model.py").write_text(source)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PLANISH_CACHE", "on")
+    monkeypatch.setenv("PLANISH_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(sys, "path", [*sys.path])
     assert len(examples()) > 10
     for command, shown in examples():
