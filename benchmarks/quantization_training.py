@@ -40,10 +40,13 @@ def _calibrated(weights: int, activations: int, how: str = SEARCH) -> str:
     return f"{FOLD}, {bits}, {how}"
 
 
-def _trained(weights: int, activations: int, options: str) -> str:
+def _train(activations: int, options: str) -> str:
     constant = "steps={steps}, weight-decay=1e-4, amp=bf16, seed={seed}"
-    train = f"finetune{{{{{constant}, lr={RATES[activations]}, {options}}}}}"
-    return f"{_calibrated(weights, activations)}, {train}"
+    return f"finetune{{{{{constant}, lr={RATES[activations]}, {options}}}}}"
+
+
+def _trained(weights: int, activations: int, options: str) -> str:
+    return f"{_calibrated(weights, activations)}, {_train(activations, options)}"
 
 
 def _thinned() -> str:
@@ -53,6 +56,7 @@ def _thinned() -> str:
 
 
 TAUGHT = "scales=learned, distill=0.9"
+THEN = " then "  # between pipelines: those with `finetune` get augmented images with labels, others the 512
 # Name -> the recipe before `lower-integers`. Those with `seed` are run for each seed.
 RECIPES = {
     "8/8, calibrated": _calibrated(8, 8, "calibrate"),
@@ -66,6 +70,7 @@ RECIPES = {
     "4/4, frozen scales": _trained(4, 4, "scales=frozen"),
     "4/4, learned scales": _trained(4, 4, "scales=learned"),
     "4/4, learned scales, distilled": _trained(4, 4, TAUGHT),
+    "4/4, round-weights, then trained": f"{_calibrated(4, 4)}, round-weights{THEN}{_train(4, TAUGHT)}",
     "half of the MACs, float": _thinned(),
     "half of the MACs, then 8/8": f"{_thinned()}, {_trained(8, 8, TAUGHT)}",
 }
@@ -106,14 +111,15 @@ def measure(
     yield Row("float", [score(captured, test)])
     for name in names:
         row, recipe = Row(name), RECIPES[name]
-        trained = "{seed}" in recipe
-        for seed in range(seeds if trained else 1):
+        for seed in range(seeds if "{seed}" in recipe else 1):
             torch.manual_seed(seed)  # of what `calibrate` sees where the loader is random
             started = time.perf_counter()
-            text = recipe.format(steps=steps, twice=2 * steps, seed=seed)
-            text += ", lower-integers" if "calibrate" in text else ""
-            context = planish.Context(data=Augmented(train) if trained else plain)
-            graph = planish.Pipeline.parse(text).run(captured, context).graph
+            graph = captured
+            for text in recipe.format(steps=steps, twice=2 * steps, seed=seed).split(THEN):
+                data = Augmented(train) if "finetune" in text else plain
+                graph = planish.Pipeline.parse(text).run(graph, planish.Context(data=data, original=captured)).graph
+            if "calibrate" in recipe:
+                graph = planish.Pipeline.parse("lower-integers").run(graph).graph
             row.seconds = max(row.seconds, time.perf_counter() - started)
             row.scores.append(score(planish.compile(graph, recipe="", batch=SCORED), test))
         yield row
