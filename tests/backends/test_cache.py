@@ -1,5 +1,6 @@
 """The cache on disk: what is found, what is not, and what happens to a folder that is damaged, full or read-only."""
 
+import json
 import logging
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 import planish
 from planish.backends import cache_key
@@ -251,7 +253,9 @@ def test_two_processes_at_once_see_whole_entries(tmp_path):
     assert all(path.suffix == ".code" for path in files(tmp_path))
 
 
-@pytest.mark.parametrize(("text", "size"), [(None, 2_000_000_000), ("5", 5), ("1.5 GB", 1_500_000_000), ("20mb", 20_000_000)])
+@pytest.mark.parametrize(
+    ("text", "size"), [(None, 2_000_000_000), ("5", 5), ("1.5 GB", 1_500_000_000), ("20mb", 20_000_000)]
+)
 def test_sizes(text, size):
     assert size_limit(text) == size
 
@@ -260,3 +264,33 @@ def test_sizes(text, size):
 def test_a_size_that_cannot_be_read_is_an_error(text):
     with pytest.raises(UsageError, match="expected bytes"):
         size_limit(text)
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def test_the_command_shows_and_clears(folder):
+    from planish.__main__ import app
+
+    def call(*words: str) -> dict:
+        result = CliRunner().invoke(app, ["cache", *words, "--json"])
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    assert call()["entries"] == [] and not folder.exists()
+    kept = Cache.default()
+    assert kept is not None
+    kept.put("k", entry(1000))
+    shown = call("show")
+    assert [item["key"] for item in shown["entries"]] == ["k"] and shown["folder"] == str(folder)
+    assert shown["bytes"] == files(folder)[0].stat().st_size
+    assert call("clear")["removed"] == 1 and not files(folder)
+
+
+def test_the_command_refuses_what_it_does_not_know_and_a_cache_that_is_off(folder, monkeypatch):
+    from planish.__main__ import app
+
+    assert CliRunner().invoke(app, ["cache", "empty"]).exit_code == 2
+    monkeypatch.setenv("PLANISH_CACHE", "off")
+    result = CliRunner().invoke(app, ["cache"])
+    assert result.exit_code == 2 and "switches it off" in result.output
