@@ -30,6 +30,7 @@ class Arithmetic(ABC):
     weight: ClassVar[str]
     accumulator: ClassVar[str]
     lane_weight: ClassVar[str]  # dtype of weights that are multiplied lane by lane
+    lane_vectors: ClassVar[int] = 1  # neighbouring vectors that `multiply_taps` takes at a time
     means: ClassVar[str]  # dtype in which means are summed
     unroll: ClassVar[int]  # k steps in one pass of the inner loop
     group: ClassVar[int] = 1  # neighbouring k steps that one instruction takes: they lie side by side in the weights
@@ -73,6 +74,15 @@ class Arithmetic(ABC):
     @abstractmethod
     def multiply_lanes(self, total: Any, value: Any, weight: Any) -> Any:
         """total + value * weight, lane by lane. weight: a vector of `lane_weight`."""
+
+    def multiply_taps(self, totals: Sequence[Any], values: Sequence[Any], weights: Sequence[Any]) -> None:
+        """Emit totals += values * weights, summed over taps, lane by lane.
+
+        totals: registers of `lane_vectors` neighbouring vectors; values, weights: those vectors as one, for each tap.
+        """
+        (total,) = totals
+        for value, weight in zip(values, weights, strict=True):
+            total.value = self.multiply_lanes(total.value, value, weight)
 
     @abstractmethod
     def registers_used(self, pixels: int, vectors: int) -> int:
@@ -132,8 +142,16 @@ class Integers(Arithmetic):
     lane_weight: ClassVar[str] = "int16"
     means: ClassVar[str] = "int32"
 
+    together: ClassVar[int] = 1  # vectors of sums that become bytes at a time, where `held` does it
     takes_any_byte: ClassVar[bool] = True  # as a weight, -128 too, in the order of `panels`: so may be activations
     table_lanes: ClassVar[int] = 0  # bytes that `look_up` takes at a time; 0 where it looks up one by one
+
+    def held(self, reals: Sequence[Any], low: Any, high: Any) -> Any:
+        """Vectors of float32, rounded half to even and held between two whole numbers, as one vector of int16.
+
+        low, high: float32, within the range of int16.
+        """
+        raise NotImplementedError
 
     def look_up(self, table: Any, places: Any) -> Any:
         """The bytes of a table of 256 at `table_lanes` places, which are bytes as they lie in memory."""

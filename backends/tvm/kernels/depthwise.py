@@ -1,4 +1,4 @@
-"""Depthwise convolutions: one vector of channels at a time, a row of output columns in registers."""
+"""Depthwise convolutions: a few vectors of channels at a time, a row of output columns in registers."""
 
 from __future__ import annotations
 
@@ -19,9 +19,15 @@ from .window import Borders, Columns, by_input, cut_columns, input_column, input
 MOST_COLUMNS = 14  # per tile: enough accumulators to hide every latency, and the code stays short
 
 
-def tile_columns(window: Window, out_width: int, arithmetic: Arithmetic) -> int:
-    """Output columns per register tile: equal parts of a row; a row of weights and one input fit beside them."""
-    most = max(1, min(MOST_COLUMNS, arithmetic.registers - window.kernel[1] - 2))
+def width(channels: int, arithmetic: Arithmetic) -> int:
+    """Vectors of channels that are taken at a time."""
+    whole = round_up(channels, arithmetic.lanes) % (arithmetic.lane_vectors * arithmetic.lanes) == 0
+    return arithmetic.lane_vectors if whole else 1
+
+
+def tile_columns(window: Window, out_width: int, arithmetic: Arithmetic, vectors: int = 1) -> int:
+    """Output columns per register tile: equal parts of a row; a row of weights and some inputs fit beside them."""
+    most = max(1, min(MOST_COLUMNS, (arithmetic.registers - window.kernel[1] - 2 * vectors) // vectors))
     return -(-out_width // -(-out_width // most))
 
 
@@ -43,10 +49,11 @@ def pack(
     constants: np.ndarray | None = None,
     zero_point: int = 0,
 ) -> list[np.ndarray]:
-    """weight [channels, 1, kh, kw] -> [vector][kh][kw][lanes], bias, and for integers what their epilogue reads."""
+    """weight [channels, 1, kh, kw] -> [vectors][kh][kw][lanes], bias, and for integers what their epilogue reads."""
     matrix = np.asarray(weight).reshape(spec.channels, -1)
+    lanes = arithmetic.lanes * width(spec.channels, arithmetic)
     return [
-        packing.vectors(matrix, arithmetic.lanes, arithmetic.lane_weight),
+        packing.vectors(matrix, lanes, arithmetic.lane_weight),
         product_weights.biases(arithmetic, bias, matrix, zero_point, _reached(spec)),
         *product_weights.finishing(spec.epilogue, arithmetic, spec.channels, multiplier, constants),
     ]
@@ -60,16 +67,17 @@ def _reached(spec: Depthwise) -> list[np.ndarray]:
 
 
 def describe(spec: Depthwise, arithmetic: Arithmetic) -> str:
-    columns = tile_columns(spec.window, spec.window.output(spec.height, spec.width)[1], arithmetic)
-    kernel = "x".join(map(str, spec.window.kernel))
-    return f"depthwise {kernel}, tile {columns} pixels x 1 vector of {arithmetic.lanes}"
+    vectors = width(spec.channels, arithmetic)
+    columns = tile_columns(spec.window, spec.window.output(spec.height, spec.width)[1], arithmetic, vectors)
+    kernel, number = "x".join(map(str, spec.window.kernel)), "1 vector" if vectors == 1 else f"{vectors} vectors"
+    return f"depthwise {kernel}, tile {columns} pixels x {number} of {arithmetic.lanes}"
 
 
 @dataclass(frozen=True)
 class Taps:
     """The register tile of a depthwise convolution; `pitch` is the step from one input column to the next.
 
-    `channels`: lanes of outputs; `borders`: where biases differ.
+    `channels`: lanes of outputs; `borders`: where biases differ; `vectors`: of channels, taken at a time.
     """
 
     kernel: Kernel
@@ -81,6 +89,7 @@ class Taps:
     borders: Borders | None
     weights: View
     bias: View
+    vectors: int
 
     def tile(
         self,
@@ -89,27 +98,36 @@ class Taps:
         row: Index,
         columns: Columns,
         column: Index,
-        vector: Index,
-        store: Callable[[int, Vector], None],
+        group: Index,
+        store: Callable[[int, list[Vector]], None],
     ) -> None:
-        """Neighbouring output columns of one vector of channels.
+        """Neighbouring output columns of one group of `vectors` vectors of channels.
 
-        line(y) is the offset in `source` of that vector in input row y; store(i, value) takes the result of column i.
+        line(y) is the offset in `source` of that group in input row y; store(i, values) takes the result of column i.
         """
-        lanes, (tall, wide) = self.arithmetic.lanes, self.window.kernel
-        sums = self.kernel.registers(columns.size, lanes, self.arithmetic.accumulator)
-        for i, total in enumerate(sums):
-            total.value = self.bias.vector(self.start(row, columns, i) + vector * lanes, lanes)
+        (tall, wide), lanes, together = self.window.kernel, self.arithmetic.lanes, self.arithmetic.lanes * self.vectors
+        sums = [self.kernel.registers(self.vectors, lanes, self.arithmetic.accumulator) for _ in range(columns.size)]
+        for i, totals in enumerate(sums):
+            for v, total in enumerate(totals):
+                total.value = self.bias.vector(self.start(row, columns, i) + group * together + v * lanes, lanes)
         begin, end = rows_on_image(self.window, self.height, row)
         with self.kernel.loop(end - begin, begin) as tap:
             start = line(input_row(self.window, row, tap))
-            weights = (vector * (tall * wide) + tap * wide) * lanes
-            for i, across in by_input(self.window, columns):
-                value = source.vector(start + input_column(self.window, column + i, across) * self.pitch, lanes)
-                weight = self.weights.vector(weights + across * lanes, lanes)
-                sums[i].value = self.arithmetic.multiply_lanes(sums[i].value, value, weight)
-        for i, total in enumerate(sums):
-            store(i, total.value)
+            weights = (group * (tall * wide) + tap * wide) * together
+            for i, taps in self.order(columns):
+                places = [start + input_column(self.window, column + i, across) * self.pitch for across in taps]
+                values = [source.vector(place, together) for place in places]
+                read = [self.weights.vector(weights + across * together, together) for across in taps]
+                self.arithmetic.multiply_taps(sums[i], values, read)
+        for i, totals in enumerate(sums):
+            store(i, [total.value for total in totals])
+
+    def order(self, columns: Columns) -> list[tuple[int, list[int]]]:
+        """(output column, taps that are added to it at a time): by input, or all of a column where that is cheaper."""
+        pairs = by_input(self.window, columns)
+        if self.vectors == 1:
+            return [(i, [across]) for i, across in pairs]
+        return [(i, [across for column, across in pairs if column == i]) for i in range(columns.size)]
 
     def start(self, row: Index, columns: Columns, i: int) -> Index:
         """Where the biases of the class lie that column i of a tile belongs to."""
@@ -119,29 +137,36 @@ class Taps:
 def prim_func(spec: Depthwise, arithmetic: Arithmetic) -> Any:
     window, lanes, pitch = spec.window, arithmetic.lanes, round_up(spec.channels, arithmetic.lanes)
     out_height, out_width = window.output(spec.height, spec.width)
-    cut = cut_columns(window, spec.width, out_width, tile_columns(window, out_width, arithmetic))
+    vectors = width(spec.channels, arithmetic)
+    together = vectors * lanes
+    cut = cut_columns(window, spec.width, out_width, tile_columns(window, out_width, arithmetic, vectors))
     parallel = is_parallel(
         arithmetic, (spec.batch or 1) * out_height * out_width * pitch * window.kernel[0] * window.kernel[1]
     )
     with Kernel() as kernel:
         given = kernel.parameters(signature(spec, arithmetic))
         borders = Borders.of(window, spec.height, spec.width) if spec.bordered else None
-        taps = Taps(kernel, arithmetic, window, spec.height, pitch, pitch, borders, *given.weights[:2])
+        taps = Taps(kernel, arithmetic, window, spec.height, pitch, pitch, borders, *given.weights[:2], vectors=vectors)
         outputs = product_weights.output_of(kernel, arithmetic, spec.epilogue, given, taken=2)
         with kernel.grid(spec.batch or given.batch, out_height, parallel=parallel) as (image, row):
             source, output = given.sources[0].at(image), outputs.at(image)
             for columns in cut:
-                with kernel.grid(columns.count, pitch // lanes) as (i, vector):
-                    column = columns.start + i * columns.size
-                    channel, place = vector * lanes, (row * out_width + column) * pitch + vector * lanes
+                with kernel.grid(columns.count, pitch // together) as (i, group):
+                    column, channel = columns.start + i * columns.size, group * together
+                    place = (row * out_width + column) * pitch + channel
+                    channels = [channel + v * lanes for v in range(vectors)]
 
                     def line(y: Index, channel: Index = channel) -> Index:
                         return y * (spec.width * pitch) + channel
 
                     def store(
-                        c: int, value: Vector, output: Output = output, place: Index = place, channel: Index = channel
+                        c: int,
+                        values: list[Vector],
+                        output: Output = output,
+                        place: Index = place,
+                        channels: list[Index] = channels,
                     ) -> None:
-                        output.write(place + c * pitch, value, channel)
+                        output.write_together(place + c * pitch, values, channels)
 
-                    taps.tile(source, line, row, columns, column, vector, store)
+                    taps.tile(source, line, row, columns, column, group, store)
     return kernel.prim_func

@@ -34,7 +34,7 @@ def _expand(spec: ExpandDepthwise) -> Pointwise:
 
 def _tile(spec: ExpandDepthwise, arithmetic: Arithmetic) -> Tile:
     vectors = round_up(spec.channels, arithmetic.lanes) // arithmetic.lanes
-    return register_tile(arithmetic, spec.width, vectors)
+    return register_tile(arithmetic, spec.width, vectors, multiple=depthwise.width(spec.channels, arithmetic))
 
 
 def signature(spec: ExpandDepthwise, arithmetic: Arithmetic) -> Signature:
@@ -67,7 +67,11 @@ def prim_func(spec: ExpandDepthwise, arithmetic: Arithmetic) -> Any:
         channels = round_up(spec.channels, arithmetic.lanes)
         borders = Borders.of(spec.window, spec.height, spec.width) if spec.bordered else None
         lanes = arithmetic.lanes
-        taps = Taps(kernel, arithmetic, spec.window, spec.height, lanes, channels, borders, *second[:2])
+        together = depthwise.width(spec.channels, arithmetic)
+        pitch = together * lanes
+        taps = Taps(
+            kernel, arithmetic, spec.window, spec.height, pitch, channels, borders, *second[:2], vectors=together
+        )
         nest = _Nest(kernel, arithmetic, spec, _tile(spec, arithmetic), given.sources[0], first, taps, output)
         nest.emit(spec.batch or given.batch)
     return kernel.prim_func
@@ -143,12 +147,16 @@ class _Nest:
         here = channel * self.depth
         ahead = self.ahead(here, y * (spec.width // pixels) + column // pixels, pixels, cut)
         tile.accumulate(self.source.at(image), offsets, weights, here, spec.in_channels, ahead)
-        inner = Output(self.kernel, lanes, spec.expand, ring, None, *finishing)
+        integers = product_weights.together(self.arithmetic, spec.expand)
+        inner = Output(self.kernel, lanes, spec.expand, ring, None, *finishing, integers=integers)
 
-        def store(i: int, v: int, value: Vector) -> None:
-            inner.write(self.line(y, v, cut) + (column + i) * lanes, value, channel + v * lanes)
+        together = self.taps.vectors
 
-        tile.finish(store)
+        def store(i: int, v: int, values: list[Vector]) -> None:
+            place = self.line(y, v // together, cut) + (column + i) * (together * lanes)
+            inner.write_together(place, values, [channel + (v + u) * lanes for u in range(together)])
+
+        tile.finish_together(together, store)
 
     def ahead(self, here: Index, done: Index, pixels: int, cut: Segment) -> Ahead | None:
         """What the whole tile number `done` prefetches of the next panel."""
@@ -159,24 +167,27 @@ class _Nest:
         tiles = spec.height * (spec.width // pixels)
         return Ahead.plan(self.arithmetic, next_panel, self.depth, cut.size, tiles, done)
 
-    def line(self, y: Index, vector: Index, cut: Segment) -> Index:
-        """Where the ring holds a vector of input row y."""
-        return ((y % self.rows) * cut.size + vector) * (self.spec.width * self.arithmetic.lanes)
+    def line(self, y: Index, group: Index, cut: Segment) -> Index:
+        """Where the ring holds a group of vectors, as the depthwise convolution takes them, of input row y."""
+        together = self.taps.vectors
+        return ((y % self.rows) * (cut.size // together) + group) * (self.spec.width * together * self.arithmetic.lanes)
 
     def depthwise_row(self, image: Index, row: Index, panel: Index, cut: Segment, ring: View) -> None:
         """One row of output for one panel, out of the ring."""
         spec, window, lanes = self.spec, self.spec.window, self.arithmetic.lanes
         out_width = window.output(spec.height, spec.width)[1]
-        pitch, output = round_up(spec.channels, lanes), self.output.at(image)
-        for columns in cut_columns(window, spec.width, out_width, tile_columns(window, out_width, self.arithmetic)):
-            with self.kernel.grid(cut.size, columns.count) as (v, i):
-                column, vector = columns.start + i * columns.size, panel * self.tile.vectors + v
-                place = (row * out_width + column) * pitch + vector * lanes
+        pitch, output, vectors = round_up(spec.channels, lanes), self.output.at(image), self.taps.vectors
+        size = tile_columns(window, out_width, self.arithmetic, vectors)
+        for columns in cut_columns(window, spec.width, out_width, size):
+            with self.kernel.grid(cut.size // vectors, columns.count) as (g, i):
+                column, group = columns.start + i * columns.size, panel * (self.tile.vectors // vectors) + g
+                channels = [(group * vectors + v) * lanes for v in range(vectors)]
+                place = (row * out_width + column) * pitch + channels[0]
 
-                def line(y: Index, v: Index = v) -> Index:
-                    return self.line(y, v, cut)
+                def line(y: Index, g: Index = g) -> Index:
+                    return self.line(y, g, cut)
 
-                def store(c: int, value: Vector, place: Index = place, vector: Index = vector) -> None:
-                    output.write(place + c * pitch, value, vector * lanes)
+                def store(c: int, values: list[Vector], place: Index = place, channels: list[Index] = channels) -> None:
+                    output.write_together(place + c * pitch, values, channels)
 
-                self.taps.tile(ring, line, row, columns, column, vector, store)
+                self.taps.tile(ring, line, row, columns, column, group, store)

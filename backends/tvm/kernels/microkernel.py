@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from ..arithmetic import Arithmetic
 from ..arithmetic.tir import T
 from .builder import Index, Kernel, Vector, View
+from .output import Output
 from .shapes import round_up
 
 CACHE_LINE = 64  # bytes
@@ -46,6 +47,30 @@ class Ahead:
     def after(self, passes: Index) -> Ahead:
         """The same share, when `passes` of it are done."""
         return replace(self, passed=passes)
+
+
+@dataclass(frozen=True)
+class Soon:
+    """Prefetch of the lines in which a tile will be finished: those it writes, and those of its residual.
+
+    Where a map is larger than the cache they are far away, and all of a tile's are asked for at once when it ends.
+    first: offset of the tile's first output; pitch: elements from one of its pixels to the next.
+    """
+
+    views: tuple[tuple[View, bool], ...]  # with whether it is written
+    first: Index
+    pitch: int
+    pixels: int
+
+    @staticmethod
+    def plan(
+        arithmetic: Arithmetic, output: Output, first: Index, pitch: int, pixels: int, elements: int
+    ) -> Soon | None:
+        """Those of a tile in a map of `elements`; None where the cache holds the map."""
+        residual = ((output.residual, False),) if output.residual else ()
+        if elements * output.target.itemsize * (1 + len(residual)) <= arithmetic.cache:
+            return None
+        return Soon(((output.target, True), *residual), first, pitch, pixels)
 
 
 def _per_line(arithmetic: Arithmetic) -> int:
@@ -95,6 +120,7 @@ class Accumulators:
         weight_offset: Index,
         length: int,
         ahead: Ahead | None = None,
+        soon: Soon | None = None,
     ) -> None:
         """Add `length` products per output.
 
@@ -110,9 +136,13 @@ class Accumulators:
             return
         unroll, pitch = self._arithmetic.unroll, self._vectors * self._arithmetic.lanes
         whole, rest = divmod(length, unroll)
-        if whole:
-            with self._kernel.loop(whole) as k:
+        first = min(whole, soon.pixels) if soon else 0
+        for begin, passes, fetched in ((0, first, soon), (first, whole - first, None)):
+            if not passes:
+                continue
+            with self._kernel.loop(passes, begin) as k:
                 self._prefetch(weights, ahead, k)
+                self._fetch(fetched, k, passes)
                 here = _moved(starts, k * unroll)
                 self._arithmetic.multiply(rows, source, here, weights, weight_offset + k * (unroll * pitch), unroll)
         if rest:
@@ -126,6 +156,17 @@ class Accumulators:
             place = ((ahead.passed + k) * ahead.lines + line) * _per_line(self._arithmetic)
             self._kernel.prefetch(weights, (ahead.start + place) // self._arithmetic.per_element)
 
+    def _fetch(self, soon: Soon | None, k: Index, passes: int) -> None:
+        """The lines of one pixel, or of more where there are fewer passes than pixels."""
+        if soon is None:
+            return
+        each = ceil(soon.pixels / passes)
+        for pixel in range(each):
+            for view, write in soon.views:
+                for element in range(0, self._vectors * self._arithmetic.lanes, CACHE_LINE // view.itemsize):
+                    place = soon.first + (k * each + pixel) * soon.pitch + element
+                    self._kernel.prefetch(view, place, write=write, near=False)
+
     def finish(self, store: Callable[[int, int, Vector], None]) -> None:
         """Hand every accumulator to store(pixel, vector, value)."""
         for first in self._groups():
@@ -135,6 +176,15 @@ class Accumulators:
                 for i, value in enumerate(values[: self._pixels - first]):
                     store(first + i, v, value)
 
+    def finish_together(self, most: int, store: Callable[[int, int, list[Vector]], None]) -> None:
+        """Hand neighbours of a pixel to store(pixel, first vector, values): `most` at a time, then halves of that."""
+        for first in self._groups():
+            group = self._rows[first : first + self._arithmetic.rows]
+            for v, size in halved(self._vectors, most):
+                columns = [self._arithmetic.unwoven([row[v + i].value for row in group]) for i in range(size)]
+                for i in range(min(len(group), self._pixels - first)):
+                    store(first + i, v, [column[i] for column in columns])
+
     def _groups(self) -> range:
         """The first rows of groups that are multiplied together."""
         return range(0, len(self._rows), self._arithmetic.rows)
@@ -142,6 +192,16 @@ class Accumulators:
     def _filled(self, values: Sequence[Index | None], filler: Index | None) -> Sequence[Any]:
         """A value for each row, where there is one for each pixel."""
         return [*values, *[filler] * (len(self._rows) - len(values))]
+
+
+def halved(extent: int, most: int) -> Iterator[tuple[int, int]]:
+    """(first, number) of the pieces of an extent: `most` each, a power of two, then smaller powers."""
+    first = 0
+    while first < extent:
+        while most > extent - first:
+            most //= 2
+        yield first, most
+        first += most
 
 
 def _moved(starts: Sequence[Index | None], distance: Index) -> list[Index | None]:

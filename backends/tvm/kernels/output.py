@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ..arithmetic import Integers
 from ..arithmetic.tir import T
 from . import activations, requantize
 from .builder import Index, Kernel, Vector, View
@@ -14,7 +16,8 @@ from .epilogues import Epilogue, Finish
 class Output:
     """The output tensor of a kernel, with the residual of the same shape if there is one.
 
-    multiplier, constants: what the epilogue of int32 sums reads, per channel and altogether.
+    multiplier, constants: what the epilogue of int32 sums reads, per channel and altogether. integers: the arithmetic
+    that makes several vectors of sums into bytes at a time, if there is one.
     """
 
     kernel: Kernel
@@ -24,6 +27,7 @@ class Output:
     residual: View | None
     multiplier: View | None = None
     constants: View | None = None
+    integers: Integers | None = None
 
     def at(self, entry: Index) -> Output:
         """The same, with offsets counted from one entry of the leading dimension."""
@@ -35,8 +39,29 @@ class Output:
         if used:
             self._write_lanes(offset, value, channel, used)
             return
+        if self.integers:
+            self.write_together(offset, [value], [channel])
+            return
         residual = self.residual.vector(offset, self.lanes) if self.residual else None
         self.target.store(offset, self._stored(self._finish(value, channel, residual), self.lanes), self.lanes)
+
+    @property
+    def together(self) -> int:
+        """Vectors, neighbours in memory, that are best written at a time."""
+        return self.integers.together if self.integers else 1
+
+    def write_together(self, offset: Index, values: Sequence[Vector], channels: Sequence[Index]) -> None:
+        """Finish vectors that lie side by side from `offset` on, each with its first channel."""
+        if self.integers is None:
+            for i, (value, channel) in enumerate(zip(values, channels, strict=True)):
+                self.write(offset + i * self.lanes, value, channel)
+            return
+        assert self.multiplier is not None and self.constants is not None
+        factors = [self.multiplier.vector(channel, self.lanes) for channel in channels]
+        places = [offset + i * self.lanes for i in range(len(values))]
+        residuals = [self.residual.vector(place, self.lanes) for place in places] if self.residual else []
+        stored = requantize.finish_together(self.integers, values, factors, self.constants, residuals)
+        self.target.store(offset, stored, len(values) * self.lanes)
 
     def _finish(self, value: Vector, channel: Index, residual: Vector | None) -> Vector:
         if isinstance(self.epilogue, Epilogue):

@@ -10,7 +10,7 @@ import numpy as np
 from ..arithmetic import Arithmetic
 from . import packing, product_weights
 from .builder import Index, Kernel, Vector, View
-from .microkernel import Accumulators, Ahead
+from .microkernel import Accumulators, Ahead, Soon
 from .output import Output
 from .shapes import Dense, Pointwise, Shape, Signature, round_up
 from .tile import Blocks, Segment, Tile, input_blocks, is_parallel, lies_in, register_tile, segments
@@ -182,7 +182,9 @@ class Nest:
         offsets = [(pixel + i) * p.pitch_in for i in range(pixels)]
         here = channel * p.depth
         ahead = self.ahead(here, pixel, pixels, cut)
-        tile.accumulate(self.source.at(image), offsets, self.weights, here, p.reduction, ahead)
+        output, first = self.output.at(image), pixel * p.pitch_out + channel
+        soon = Soon.plan(self.arithmetic, output, first, p.pitch_out, pixels, (p.pixels or 0) * p.pitch_out)
+        tile.accumulate(self.source.at(image), offsets, self.weights, here, p.reduction, ahead, soon)
         self.store(tile, self.output.at(image), pixel, channel, cut)
 
     def store(self, tile: Accumulators, output: Output, pixel: Index, channel: Index, cut: Segment) -> None:
@@ -190,9 +192,13 @@ class Nest:
         p, lanes = self.product, self.arithmetic.lanes
         ends_here = cut.count == 1 and cut.start + cut.size == p.vectors
 
-        def write(i: int, v: int, value: Vector) -> None:
-            used = p.rest if ends_here and v == cut.size - 1 else 0
-            first = channel + v * lanes
-            output.write((pixel + i) * p.pitch_out + first, value, first, used)
+        def write(i: int, v: int, values: list[Vector]) -> None:
+            channels = [channel + (v + u) * lanes for u in range(len(values))]
+            row = (pixel + i) * p.pitch_out
+            if p.rest and ends_here:
+                for number, (value, first) in enumerate(zip(values, channels, strict=True), v):
+                    output.write(row + first, value, first, p.rest if number == cut.size - 1 else 0)
+            else:
+                output.write_together(row + channels[0], values, channels)
 
-        tile.finish(write)
+        tile.finish_together(output.together, write)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..arithmetic import Arithmetic
+from ..arithmetic import Arithmetic, Integers
 from . import packing
 from .builder import Kernel, Parameters
 from .epilogues import Epilogue, Finish, Requantize
@@ -81,4 +81,12 @@ def output_of(kernel: Kernel, arithmetic: Arithmetic, epilogue: Finish, given: P
     extra = given.weights[taken:]
     multiplier = extra[0] if extra else None
     constants = extra[1] if isinstance(epilogue, Requantize) else None
-    return Output(kernel, arithmetic.lanes, epilogue, given.target, given.residual, multiplier, constants)
+    integers = together(arithmetic, epilogue)
+    return Output(kernel, arithmetic.lanes, epilogue, given.target, given.residual, multiplier, constants, integers)
+
+
+def together(arithmetic: Arithmetic, epilogue: Finish) -> Integers | None:
+    """The arithmetic, if it makes several vectors of sums into bytes at a time."""
+    if isinstance(arithmetic, Integers) and arithmetic.together > 1 and isinstance(epilogue, Requantize):
+        return arithmetic
+    return None

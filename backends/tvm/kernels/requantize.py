@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
 import numpy as np
 
+from ..arithmetic import Integers
 from ..arithmetic.tir import T
 from .builder import Vector, View
 from .epilogues import Dequantize, Requantize
@@ -84,9 +86,12 @@ class Steps:
 
     def plus(self, own: Vector, other: Vector) -> Vector:
         """The steps of a sum. own: steps; other: integers as they are stored."""
+        return self._held(self.total(own, other), Constant.LOW_OF_SUM, Constant.HIGH_OF_SUM)
+
+    def total(self, own: Vector, other: Vector) -> Vector:
+        """A sum in real numbers of steps."""
         centered = T.cast(other, f"float32x{self.lanes}") - self.number(Constant.ZERO_OTHER)
-        total = own * self.number(Constant.FACTOR) + centered * self.number(Constant.FACTOR_OTHER)
-        return self._held(total, Constant.LOW_OF_SUM, Constant.HIGH_OF_SUM)
+        return own * self.number(Constant.FACTOR) + centered * self.number(Constant.FACTOR_OTHER)
 
     def stored(self, steps: Vector) -> Vector:
         """Steps as the integers in memory, held in int32."""
@@ -112,6 +117,25 @@ def finish(
     grid = Steps(lanes, constant)
     steps = grid.rounded(real)
     return grid.stored(steps if residual is None else grid.plus(steps, residual))
+
+
+def finish_together(
+    arithmetic: Integers,
+    sums: Sequence[Vector],
+    multipliers: Sequence[Vector],
+    constant: View,
+    residuals: Sequence[Vector],
+) -> Vector:
+    """Vectors of int32 sums as one vector of the bytes that are stored. residuals: one for each, or none at all."""
+    grid, low, high = Steps(arithmetic.lanes, constant), Constant.LOW, Constant.HIGH
+    reals = [T.cast(s, f"float32x{arithmetic.lanes}") * m for s, m in zip(sums, multipliers, strict=True)]
+    if residuals:
+        reals = [grid.total(grid.rounded(real), other) for real, other in zip(reals, residuals, strict=True)]
+        low, high = Constant.LOW_OF_SUM, Constant.HIGH_OF_SUM
+    steps = arithmetic.held(reals, constant.scalar(int(low)), constant.scalar(int(high)))
+    lanes = len(sums) * arithmetic.lanes
+    zero_point = T.broadcast(T.cast(constant.scalar(int(Constant.ZERO_POINT)), "int16"), lanes)
+    return T.cast(steps + zero_point, f"{arithmetic.activation}x{lanes}")
 
 
 def result_dtype(epilogue: Any, activation: str) -> str:

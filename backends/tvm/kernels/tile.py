@@ -44,10 +44,12 @@ def segments(extent: int, size: int) -> Iterator[Segment]:
 
 
 @cache
-def register_tile(arithmetic: Arithmetic, pixels: int, vectors: int, reserved: int = 0, totals: int = 0) -> Tile:
+def register_tile(
+    arithmetic: Arithmetic, pixels: int, vectors: int, reserved: int = 0, totals: int = 0, multiple: int = 1
+) -> Tile:
     """The tile that covers `pixels` x `vectors` at the least estimated time, tails included.
 
-    `reserved` registers per vector are kept free, and `totals` per accumulator.
+    `reserved` registers per vector are kept free, and `totals` per accumulator. Vectors come in whole `multiple`s.
     """
 
     def time(tile: Tile) -> float:
@@ -61,8 +63,9 @@ def register_tile(arithmetic: Arithmetic, pixels: int, vectors: int, reserved: i
     candidates = [
         Tile(p, v)
         for p in range(1, min(pixels, WIDEST) + 1)
-        for v in range(1, min(vectors, arithmetic.registers) + 1)
-        if (p, v) == (1, 1) or arithmetic.registers_used(p, v) + reserved * v + totals * p * v <= arithmetic.registers
+        for v in range(multiple, min(vectors, arithmetic.registers) + 1, multiple)
+        if (p, v) == (1, multiple)
+        or arithmetic.registers_used(p, v) + reserved * v + totals * p * v <= arithmetic.registers
     ]
     return min(candidates, key=time)
 
