@@ -102,7 +102,8 @@ def _compare(session: onnxruntime.InferenceSession, model: onnx.ModelProto, grap
     levels = exactness(graph)
     worst, is_equal = 0.0, True
     for spec, level, expected, got in zip(graph.outputs, levels, wanted, actual, strict=True):
-        error, limit = relative_error(expected, np.asarray(got)), tolerance(level, expected.dtype)
+        dtype = torch.float16 if "half" in graph.properties else expected.dtype  # of what it is computed from
+        error, limit = relative_error(expected, np.asarray(got)), tolerance(level, dtype)
         if not error <= limit:  # NaN is no agreement
             what = f"output '{spec.name}' differs from PyTorch by {error:.2g} of its largest value at batch {batch}"
             raise BuildError("onnx", what, f"at most {limit:g} is allowed")

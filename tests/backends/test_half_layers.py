@@ -1,5 +1,6 @@
 """float16 on an emulated core with half-precision arithmetic, against float64; and on machines without it."""
 
+import onnx
 import pytest
 import torch
 from models import efficientnet, mobilenet, resnet
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 import planish
 from planish.backends.bundle import Bundle
 from planish.backends.device import Device
+from planish.backends.onnx import export_onnx
 from planish.backends.target import Target
 from planish.ir.errors import UsageError
 
@@ -105,6 +107,15 @@ def test_a_bundle_passes_its_self_test(tmp_path):
 def test_this_machine_computes_half_layers_without_kernels_of_ours():
     report = check(mobilenet(), torch.randn(1, 3, 32, 32), "local")
     assert not any(row["kernel"].startswith("fp16 ") for row in report.layers)
+
+
+def test_an_onnx_file_computes_in_half_too(tmp_path):
+    x = torch.randn(2, 3, 32, 32)
+    graph = planish.Pipeline.parse(RECIPE).run(planish.capture(mobilenet().eval(), (x,))).graph
+    exported = export_onnx(graph, tmp_path / "half.onnx")  # which compares it with PyTorch
+    assert not exported.equal
+    weights = onnx.load(tmp_path / "half.onnx").graph.initializer
+    assert sum(w.data_type == onnx.TensorProto.FLOAT16 and len(w.dims) == 4 for w in weights) >= 8
 
 
 @pytest.mark.parametrize("target", ["raspberry-pi-4", "x86-64-v4", "cuda-sm80"])
