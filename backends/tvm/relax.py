@@ -21,7 +21,8 @@ from ...ir.graph import Graph
 from ...ir.integers.packed_weights import WEIGHT_ONLY
 from ...ir.ops import describe, is_random, op_name, writes
 from ..target import Target
-from . import (
+from .arithmetic import Arithmetic, Integers, fp16, fp32, integers
+from .emit import (
     attention,
     batched_products,
     flat_integers,
@@ -34,17 +35,16 @@ from . import (
     views,
     weight_only,
 )
-from .arithmetic import Arithmetic, Integers, fp16, fp32, integers
-from .fuse import Plan, plan
-from .fuse_integers import IntegerPair, IntegerSum
-from .importer_faults import is_converted_wrongly
+from .emit.fuse import Plan, plan
+from .emit.fuse_integers import IntegerPair, IntegerSum
+from .emit.importer_faults import is_converted_wrongly
+from .emit.storage import BYTES, Storage
+from .emit.tvm_ops import CONVERTERS
+from .emit.values import Values
 from .inference import freeze
 from .kernels import describe as describe_kernel
 from .kernels import pack, prim_func, signature
 from .kernels.shapes import ToPacked, ToPlain
-from .storage import BYTES, Storage
-from .tvm_ops import CONVERTERS
-from .values import Values
 
 # Who may take a single call, in this order; what nobody takes is TVM's.
 _EMITTERS = (

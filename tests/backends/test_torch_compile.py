@@ -405,7 +405,7 @@ def test_wrong_options_are_errors(keywords, message):
 
 
 def test_code_that_disagrees_with_pytorch_is_not_used(monkeypatch):
-    from planish.backends.tvm import tvm_ops
+    from planish.backends.tvm.emit import tvm_ops
 
     def wrong(emitter, node, read):
         return emitter.builder.emit(read(node.args[0]))  # the identity in place of erf

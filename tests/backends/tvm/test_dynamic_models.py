@@ -8,7 +8,7 @@ from torch import nn
 
 import planish
 from planish.backends.onnx import export_onnx
-from planish.backends.tvm import dynamic_lstm
+from planish.backends.tvm.emit import dynamic_lstm
 from planish.ir.errors import BuildError
 
 

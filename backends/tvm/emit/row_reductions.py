@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from ...ir.ops import arguments, op_name
-from .kernels import LayerNorm, Softmax
+from ....ir.ops import arguments, op_name
+from ..kernels import LayerNorm, Softmax
 from .rows import Rows
 
 if TYPE_CHECKING:
-    from .relax import Emitter
+    from ..relax import Emitter
 
 
 def emit(emitter: Emitter, node: fx.Node) -> bool:

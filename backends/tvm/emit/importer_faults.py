@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 from torch import fx
 
-from ...ir.ops import arguments, has_schema, op_name
+from ....ir.ops import arguments, has_schema, op_name
 
 
 def is_converted_wrongly(node: fx.Node) -> bool:

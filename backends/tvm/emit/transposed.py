@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import fx
 
-from ...ir.ops import arguments
-from .kernels import Epilogue, TransposedConv
-from .kernels.transposed import window
+from ....ir.ops import arguments
+from ..kernels import Epilogue, TransposedConv
+from ..kernels.transposed import window
 
 
 def spec_of(node: fx.Node, batch: int | None, epilogue: Any, bordered: bool = False) -> TransposedConv | None:

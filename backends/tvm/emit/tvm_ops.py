@@ -12,10 +12,10 @@ import numpy as np
 from torch import fx
 from tvm import relax
 
-from ...ir.ops import arguments
+from ....ir.ops import arguments
 
 if TYPE_CHECKING:
-    from .relax import Emitter
+    from ..relax import Emitter
 
 Read = Callable[[fx.Node], relax.Expr]
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 from tvm import relax
 
-from ...ir.ops import arguments, is_op
+from ....ir.ops import arguments, is_op
 
 if TYPE_CHECKING:
-    from .relax import Emitter
+    from ..relax import Emitter
 
 SWAPPED_HEADS = (0, 2, 1, 3)  # [batch, tokens, heads, width] from [batch, heads, tokens, width], and back
 _SWAPPED_MATRIX = (0, 1, 3, 2)

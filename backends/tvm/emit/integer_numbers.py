@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import fx
 
-from ...ir.ops import arguments, is_op
+from ....ir.ops import arguments, is_op
+from ..kernels import Addition, StoredGrid, constants
 from .fuse_integers import IntegerSum
-from .kernels import Addition, StoredGrid, constants
 
 if TYPE_CHECKING:
-    from .relax import Emitter
+    from ..relax import Emitter
 
 # A kernel's grid where only a conversion's numbers count.
 NO_GRID = StoredGrid(0, 0, 0)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import fx
 
-from ...ir.ops import arguments
+from ....ir.ops import arguments
+from ..kernels import IntegerAdd, Lookup, Pool, ToFloat, ToIntegers, Window, constants
 from .flat_integers import is_read_plain
 from .integer_numbers import NO_GRID, addition_of, grid_of, stored_zero
-from .kernels import IntegerAdd, Lookup, Pool, ToFloat, ToIntegers, Window, constants
 
 if TYPE_CHECKING:
-    from .relax import Emitter
+    from ..relax import Emitter
 
 
 def _add(emitter: Emitter, node: fx.Node) -> bool:

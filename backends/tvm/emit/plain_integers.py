@@ -17,14 +17,14 @@ import torch
 from torch import fx
 from tvm import relax
 
-from ...ir.integers.dynamic import LINEAR_DYNAMIC, LSTM_DYNAMIC
-from ...ir.integers.resizing import ONE
-from ...ir.ops import arguments, op_name
+from ....ir.integers.dynamic import LINEAR_DYNAMIC, LSTM_DYNAMIC
+from ....ir.integers.resizing import ONE
+from ....ir.ops import arguments, op_name
 from . import dynamic_linear, dynamic_lstm
 from .storage import BYTES
 
 if TYPE_CHECKING:
-    from .relax import Emitter
+    from ..relax import Emitter
 
 
 def computes(node: fx.Node) -> bool:

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from ...ir.graph import Graph
-from ...ir.integers.packed_weights import WEIGHT_ONLY
-from ...ir.ops import arguments, is_op, only_user, op_name
+from ....ir.graph import Graph
+from ....ir.integers.packed_weights import WEIGHT_ONLY
+from ....ir.ops import arguments, is_op, only_user, op_name
+from ..kernels import ACTIVATIONS, Epilogue, Window
 from . import transposed
 from .fuse_integers import IntegerPair, IntegerSum, integer_kernels
-from .kernels import ACTIVATIONS, Epilogue, Window
 
 
 @dataclass(frozen=True)

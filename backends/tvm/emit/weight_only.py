@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import fx
 
-from ...ir.integers.packed_weights import WEIGHT_ONLY, dequantized, steps
-from ...ir.ops import arguments, is_op
-from .arithmetic import StoredWeights, with_stored_weights
+from ....ir.integers.packed_weights import WEIGHT_ONLY, dequantized, steps
+from ....ir.ops import arguments, is_op
+from ..arithmetic import StoredWeights, with_stored_weights
 
 if TYPE_CHECKING:
-    from .relax import Emitter
+    from ..relax import Emitter
 
 # How a weight of a dtype lies in a kernel's memory.
 _KINDS = {torch.int8: "int8", torch.uint8: "int4", torch.float16: "float16", torch.bfloat16: "bfloat16"}

@@ -11,11 +11,11 @@ import tvm
 from torch import fx
 from tvm import relax
 
-from ...ir.ops import arguments
+from ....ir.ops import arguments
 from .dynamic_linear import is_fixed, linear
 
 if TYPE_CHECKING:
-    from .relax import Emitter
+    from ..relax import Emitter
 
 MOST_STEPS = 64  # of all layers and directions: each is some ten calls of the program
 

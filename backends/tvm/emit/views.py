@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 from tvm import relax
 
-from ...ir.ops import is_op, op_name
+from ....ir.ops import is_op, op_name
 
 if TYPE_CHECKING:
-    from .relax import Emitter
+    from ..relax import Emitter
 
 _VIEWS = ("view", "reshape", "flatten", "unflatten")
 

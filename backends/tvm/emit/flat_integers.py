@@ -13,14 +13,14 @@ import torch
 from torch import fx
 from tvm import relax
 
-from ...ir.ops import arguments, is_op, op_name
+from ....ir.ops import arguments, is_op, op_name
+from ..kernels import FlatLookup, FlatQuantize, constants
 from .integer_numbers import grid_of
-from .kernels import FlatLookup, FlatQuantize, constants
 from .rows import Rows
 from .transpositions import permuted
 
 if TYPE_CHECKING:
-    from .relax import Emitter
+    from ..relax import Emitter
 
 _MOVES = ("transpose", "permute", "view", "reshape", "flatten", "matmul_int32")
 

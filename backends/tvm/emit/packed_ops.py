@@ -12,13 +12,13 @@ import torch
 from torch import fx
 from tvm import relax
 
-from ...ir.ops import arguments, op_name
+from ....ir.ops import arguments, op_name
+from ..kernels import Binary, GlobalMean, Pool, Unary, Window
 from .fuse import activation, pair
-from .kernels import Binary, GlobalMean, Pool, Unary, Window
 from .tvm_ops import CONVERTERS
 
 if TYPE_CHECKING:
-    from .relax import Emitter
+    from ..relax import Emitter
 
 
 def emit(emitter: Emitter, node: fx.Node) -> bool:

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
-from ...ir.ops import op_name, tensors
+from ....ir.ops import op_name, tensors
 from . import integer_calls, integer_sums, plain_integers
 from .fuse_integers import IntegerPair, IntegerSum
 from .storage import BYTES
 
 if TYPE_CHECKING:
-    from .relax import Emitter
+    from ..relax import Emitter
 
 
 def emit_fused(emitter: Emitter, kernel: IntegerSum | IntegerPair) -> None:

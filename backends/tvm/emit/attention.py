@@ -13,12 +13,12 @@ import torch
 from torch import fx
 from tvm import relax
 
-from ...ir.ops import arguments, is_op
-from .kernels import Attention, Tokens, round_up
+from ....ir.ops import arguments, is_op
+from ..kernels import Attention, Tokens, round_up
 from .transpositions import SWAPPED_HEADS, without_swapped_heads
 
 if TYPE_CHECKING:
-    from .relax import Emitter
+    from ..relax import Emitter
 
 
 def emit(emitter: Emitter, node: fx.Node) -> bool:

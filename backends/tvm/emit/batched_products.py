@@ -12,14 +12,14 @@ import torch
 from torch import fx
 from tvm import relax
 
-from ...ir.ops import arguments, is_op, only_user
+from ....ir.ops import arguments, is_op, only_user
+from ..kernels import BatchedMatmul, Dequantize, Requantize, Tokens
 from .fuse_integers import IntegerSum
 from .integer_numbers import constants_of, stored_zero
-from .kernels import BatchedMatmul, Dequantize, Requantize, Tokens
 from .transpositions import SWAPPED_HEADS, permuted, swaps_heads, without_swapped_heads, without_transposition
 
 if TYPE_CHECKING:
-    from .relax import Emitter
+    from ..relax import Emitter
 
 
 def emit(emitter: Emitter, node: fx.Node) -> bool:

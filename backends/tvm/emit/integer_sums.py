@@ -11,13 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tvm import relax
 
-from ...ir.ops import arguments, is_op
-from . import transposed
-from .batched_products import emit_integers
-from .fuse_integers import IntegerPair, IntegerSum, is_depthwise, is_pointwise, window
-from .integer_calls import keep, operands, whole_extents
-from .integer_numbers import arrays_of, constants_of, grid_of, stored_zero
-from .kernels import (
+from ....ir.ops import arguments, is_op
+from ..kernels import (
     Addition,
     Dense,
     Depthwise,
@@ -32,10 +27,15 @@ from .kernels import (
     Window,
     constants,
 )
+from . import transposed
+from .batched_products import emit_integers
+from .fuse_integers import IntegerPair, IntegerSum, is_depthwise, is_pointwise, window
+from .integer_calls import keep, operands, whole_extents
+from .integer_numbers import arrays_of, constants_of, grid_of, stored_zero
 from .rows import Rows
 
 if TYPE_CHECKING:
-    from .relax import Emitter
+    from ..relax import Emitter
 
 
 def _conv(emitter: Emitter, kernel: IntegerSum) -> bool:

@@ -11,15 +11,15 @@ import numpy as np
 from torch import fx
 from tvm import relax
 
-from ...ir.integers.packed_weights import WEIGHT_ONLY
-from ...ir.ops import arguments, is_op, op_name
+from ....ir.integers.packed_weights import WEIGHT_ONLY
+from ....ir.ops import arguments, is_op, op_name
+from ..kernels import Dense, Depthwise, DirectConv, ExpandDepthwise, Pointwise, WeightOnlyDense, winograd_choice
 from . import transposed, weight_only
 from .fuse import Pair, Product, is_depthwise, is_pointwise, window
-from .kernels import Dense, Depthwise, DirectConv, ExpandDepthwise, Pointwise, WeightOnlyDense, winograd_choice
 from .rows import Rows
 
 if TYPE_CHECKING:
-    from .relax import Emitter
+    from ..relax import Emitter
 
 
 def emit(emitter: Emitter, kernel: Product | Pair) -> None:

@@ -16,7 +16,7 @@ from tvm import relax
 from .views import reshaped
 
 if TYPE_CHECKING:
-    from .relax import Emitter
+    from ..relax import Emitter
 
 
 @dataclass(frozen=True)

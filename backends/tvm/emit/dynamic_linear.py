@@ -14,13 +14,13 @@ import tvm
 from torch import fx
 from tvm import relax, te
 
-from ...ir.integers.dynamic import DROPPED_BITS, HIGH, LOW, SMALLEST_SCALE
-from ...ir.ops import arguments, is_op
-from .kernels import Dense, Dequantize, pack
+from ....ir.integers.dynamic import DROPPED_BITS, HIGH, LOW, SMALLEST_SCALE
+from ....ir.ops import arguments, is_op
+from ..kernels import Dense, Dequantize, pack
 from .rows import Rows
 
 if TYPE_CHECKING:
-    from .relax import Emitter
+    from ..relax import Emitter
 
 
 def emit(emitter: Emitter, node: fx.Node) -> relax.Expr:

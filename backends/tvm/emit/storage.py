@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .kernels import StoredGrid
+from ..kernels import StoredGrid
 
 BYTES = (torch.int8, torch.uint8)
 

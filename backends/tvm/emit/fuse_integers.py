@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from ...ir.graph import Graph
-from ...ir.ops import arguments, is_op, only_user, op_name
-from .kernels import Window
+from ....ir.graph import Graph
+from ....ir.ops import arguments, is_op, only_user, op_name
+from ..kernels import Window
 
 SUMS = (
     "conv_int32", "conv_transpose_int32", "linear_int32", "matmul_int32", "sum_int32", "sum_pool2d_int32", "mul_int32",
