@@ -31,6 +31,7 @@ class Arithmetic(ABC):
     accumulator: ClassVar[str]
     lane_weight: ClassVar[str]  # dtype of weights that are multiplied lane by lane
     lane_vectors: ClassVar[int] = 1  # neighbouring vectors that `multiply_taps` takes at a time
+    lane_taps: ClassVar[int] = 1  # taps of a row that one instruction of `multiply_taps` takes
     means: ClassVar[str]  # dtype in which means are summed
     unroll: ClassVar[int]  # k steps in one pass of the inner loop
     group: ClassVar[int] = 1  # neighbouring k steps that one instruction takes: they lie side by side in the weights
@@ -83,6 +84,13 @@ class Arithmetic(ABC):
         (total,) = totals
         for value, weight in zip(values, weights, strict=True):
             total.value = self.multiply_lanes(total.value, value, weight)
+
+    def multiply_neighbours(self, totals: Sequence[Any], spans: Sequence[Any], weights: Sequence[Any]) -> None:
+        """The same for taps that read neighbouring vectors: each span holds the next `lane_taps` of them.
+
+        What the last span holds beyond the last tap does not count. Only where `lane_taps` is above 1.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def registers_used(self, pixels: int, vectors: int) -> int:

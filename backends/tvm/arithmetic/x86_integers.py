@@ -61,7 +61,8 @@ class Vnni(X86Integers):
     """
 
     name: ClassVar[str] = "vnni"
-    lane_weight: ClassVar[str] = "int32"
+    lane_weight: ClassVar[str] = "int8"
+    lane_taps: ClassVar[int] = 4
     unroll: ClassVar[int] = 16
     group: ClassVar[int] = 4
 
@@ -85,17 +86,35 @@ class Vnni(X86Integers):
         return T.Select(places < T.broadcast(T.cast(128, "uint8"), 64), low, high)
 
     def add_products(self, total: Any, group: Any, weights: Any, offset: Any) -> Any:
-        intrinsic = f"llvm.x86.avx512.vpdpbusd.{self.lanes * 32}"
-        weight = weights.vector(offset, self.lanes * 4)
-        return T.call_llvm_pure_intrin(f"int32x{self.lanes}", intrinsic, total, group, weight)
+        return self._dot(total, group, weights.vector(offset, self.lanes * 4))
 
     def multiply_lanes(self, total: Any, value: Any, weight: Any) -> Any:
-        """vpdpwssd with one product of 16 bits per lane: the weight's upper half is its sign, the value's is zero."""
-        pairs = f"int16x{self.lanes * 2}"
-        value = T.reinterpret(T.cast(value, f"int32x{self.lanes}"), dtype=pairs)
-        weight = T.reinterpret(weight, dtype=pairs)
-        intrinsic = f"llvm.x86.avx512.vpdpwssd.{self.lanes * 32}"
+        return self._dot(total, self._woven([value], "uint8"), self._woven([weight], "int8"))
+
+    def multiply_taps(self, totals: Sequence[Any], values: Sequence[Any], weights: Sequence[Any]) -> None:
+        """Four taps of a lane side by side are the four products of one vpdpbusd."""
+        (total,) = totals
+        for first in range(0, len(values), 4):
+            four, by = values[first : first + 4], weights[first : first + 4]
+            total.value = self._dot(total.value, self._woven(four, "uint8"), self._woven(by, "int8"))
+
+    def multiply_neighbours(self, totals: Sequence[Any], spans: Sequence[Any], weights: Sequence[Any]) -> None:
+        (total,) = totals
+        for number, span in enumerate(spans):
+            by = weights[4 * number : 4 * number + 4]
+            total.value = self._dot(total.value, T.Shuffle([span], self._weave()), self._woven(by, "int8"))
+
+    def _dot(self, total: Any, value: Any, weight: Any) -> Any:
+        intrinsic = f"llvm.x86.avx512.vpdpbusd.{self.lanes * 32}"
         return T.call_llvm_pure_intrin(f"int32x{self.lanes}", intrinsic, total, value, weight)
+
+    def _woven(self, vectors: Sequence[Any], dtype: str) -> Any:
+        """Up to four vectors of bytes lane by lane; what is missing is zero."""
+        nothing = T.broadcast(T.cast(0, dtype), self.lanes)
+        return T.Shuffle([*vectors, *[nothing] * (4 - len(vectors))], self._weave())
+
+    def _weave(self) -> list[int]:
+        return [tap * self.lanes + lane for lane in range(self.lanes) for tap in range(4)]
 
 
 @dataclass(frozen=True)

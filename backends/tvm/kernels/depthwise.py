@@ -77,7 +77,8 @@ def describe(spec: Depthwise, arithmetic: Arithmetic) -> str:
 class Taps:
     """The register tile of a depthwise convolution; `pitch` is the step from one input column to the next.
 
-    `channels`: lanes of outputs; `borders`: where biases differ; `vectors`: of channels, taken at a time.
+    `channels`: lanes of outputs; `borders`: where biases differ; `vectors`: of channels, taken at a time; `has_slack`:
+    `lane_taps` - 1 pixels more than there are may be read.
     """
 
     kernel: Kernel
@@ -90,6 +91,7 @@ class Taps:
     weights: View
     bias: View
     vectors: int
+    has_slack: bool = False
 
     def tile(
         self,
@@ -116,16 +118,27 @@ class Taps:
             weights = (group * (tall * wide) + tap * wide) * together
             for i, taps in self.order(columns):
                 places = [start + input_column(self.window, column + i, across) * self.pitch for across in taps]
-                values = [source.vector(place, together) for place in places]
                 read = [self.weights.vector(weights + across * together, together) for across in taps]
-                self.arithmetic.multiply_taps(sums[i], values, read)
+                if self.reads_spans and places:
+                    spans = places[:: self.arithmetic.lane_taps]
+                    wide = [source.vector(place, together * self.arithmetic.lane_taps) for place in spans]
+                    self.arithmetic.multiply_neighbours(sums[i], wide, read)
+                else:
+                    values = [source.vector(place, together) for place in places]
+                    self.arithmetic.multiply_taps(sums[i], values, read)
         for i, totals in enumerate(sums):
             store(i, [total.value for total in totals])
+
+    @property
+    def reads_spans(self) -> bool:
+        """Whether the inputs of neighbouring taps lie side by side, and are read as one."""
+        beside = self.pitch == self.arithmetic.lanes * self.vectors and self.window.dilation[1] == 1
+        return self.has_slack and beside and self.arithmetic.lane_taps > 1
 
     def order(self, columns: Columns) -> list[tuple[int, list[int]]]:
         """(output column, taps that are added to it at a time): by input, or all of a column where that is cheaper."""
         pairs = by_input(self.window, columns)
-        if self.vectors == 1:
+        if self.vectors == self.arithmetic.lane_taps == 1:
             return [(i, [across]) for i, across in pairs]
         return [(i, [across for column, across in pairs if column == i]) for i in range(columns.size)]
 

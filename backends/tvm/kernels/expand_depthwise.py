@@ -70,7 +70,16 @@ def prim_func(spec: ExpandDepthwise, arithmetic: Arithmetic) -> Any:
         together = depthwise.width(spec.channels, arithmetic)
         pitch = together * lanes
         taps = Taps(
-            kernel, arithmetic, spec.window, spec.height, pitch, channels, borders, *second[:2], vectors=together
+            kernel,
+            arithmetic,
+            spec.window,
+            spec.height,
+            pitch,
+            channels,
+            borders,
+            *second[:2],
+            together,
+            has_slack=True,
         )
         nest = _Nest(kernel, arithmetic, spec, _tile(spec, arithmetic), given.sources[0], first, taps, output)
         nest.emit(spec.batch or given.batch)
@@ -116,7 +125,8 @@ class _Nest:
             first, mine = bands[band]
             for cut in panels:
                 with self.kernel.when(lies_in(panel, cut, size, count)):
-                    size_of_ring = self.rows * cut.size * spec.width * lanes
+                    beyond = (self.arithmetic.lane_taps - 1) * lanes * self.taps.vectors  # what its last span reads
+                    size_of_ring = self.rows * cut.size * spec.width * lanes + beyond
                     ring = self.kernel.workspace(size_of_ring, self.arithmetic.activation)
                     with self.kernel.loop(mine, first) as row:
                         self.expand_rows(image, first, row, panel, cut, ring)

@@ -50,6 +50,7 @@ class Constant(IntEnum):
 
 
 CONSTANTS = len(Constant)
+ROUNDER = 1.5 * 2**23  # float32 has no fractions around it
 
 
 def constants(own: StoredGrid, addition: Addition | None = None, scale: float = 0.0, zero_own: int = 0) -> np.ndarray:
@@ -97,6 +98,17 @@ class Steps:
         """Steps as the integers in memory, held in int32."""
         return T.cast(steps + self.number(Constant.ZERO_POINT), f"int32x{self.lanes}")
 
+    def low_bytes(self, real: Vector, low: Constant, high: Constant) -> Vector:
+        """Real numbers of steps as int32, of which the lowest byte is the integer in memory.
+
+        Adding 1.5 * 2**23 rounds to a whole number, half to even, which the sum's low bits hold: cheaper than to
+        round, add and convert.
+        """
+        bounded = T.min(T.max(real, self.number(low)), self.number(high))
+        whole = T.reinterpret(bounded + T.broadcast(T.float32(ROUNDER), self.lanes), dtype=f"int32x{self.lanes}")
+        zero_point = T.cast(self.constant.scalar(int(Constant.ZERO_POINT)), "int32")
+        return whole + T.broadcast(zero_point, self.lanes)
+
     def _held(self, value: Vector, low: Constant, high: Constant) -> Vector:
         return T.min(T.max(T.round(value), self.number(low)), self.number(high))
 
@@ -109,14 +121,16 @@ def finish(
     constant: View | None,
     residual: Vector | None,
 ) -> Vector:
-    """A vector of int32 sums as the bytes (held in int32) or the floats that are stored."""
+    """A vector of int32 sums as the bytes (the lowest of int32) or the floats that are stored."""
     real = T.cast(sums, f"float32x{lanes}") * multiplier
     if isinstance(epilogue, Dequantize):
         return real
     assert constant is not None
     grid = Steps(lanes, constant)
-    steps = grid.rounded(real)
-    return grid.stored(steps if residual is None else grid.plus(steps, residual))
+    if residual is None:
+        return grid.low_bytes(real, Constant.LOW, Constant.HIGH)
+    total = grid.total(grid.rounded(real), residual)
+    return grid.low_bytes(total, Constant.LOW_OF_SUM, Constant.HIGH_OF_SUM)
 
 
 def finish_together(
