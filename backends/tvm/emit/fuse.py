@@ -14,6 +14,7 @@ from ....ir.ops import arguments, is_op, only_user, op_name
 from ..kernels import ACTIVATIONS, Epilogue, Window
 from . import transposed
 from .fuse_integers import IntegerPair, IntegerSum, integer_kernels
+from .pair import Pair
 
 
 @dataclass(frozen=True)
@@ -32,27 +33,15 @@ class Product:
         return arguments(pad).self if pad else arguments(self.node).input
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A 1x1 conv and the depthwise conv behind it, as one kernel."""
-
-    expand: Product
-    depthwise: Product
-
-    @property
-    def result(self) -> fx.Node:
-        return self.depthwise.result
-
-    @property
-    def source(self) -> fx.Node:
-        return self.expand.source
+class ProductPair(Pair[Product]):
+    """A pair in float."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """kernels: result node -> what computes it; absorbed: nodes that no longer have a value of their own."""
 
-    kernels: dict[fx.Node, Product | Pair | IntegerSum | IntegerPair]
+    kernels: dict[fx.Node, Product | ProductPair | IntegerSum | IntegerPair]
     absorbed: frozenset[fx.Node]
 
 
@@ -199,7 +188,7 @@ def _chain(product: Product) -> list[fx.Node]:
     return nodes
 
 
-def _pairs(products: dict[fx.Node, Product]) -> list[Pair]:
+def _pairs(products: dict[fx.Node, Product]) -> list[ProductPair]:
     found = []
     for depthwise in products.values():
         expand = products.get(depthwise.source)
@@ -212,7 +201,7 @@ def _pairs(products: dict[fx.Node, Product]) -> list[Pair]:
             and depthwise.epilogue.residual is None
             and only_user(expand.result) in (depthwise.node, zero_pad(depthwise.node))
         ):
-            found.append(Pair(expand, depthwise))
+            found.append(ProductPair(expand, depthwise))
     return found
 
 

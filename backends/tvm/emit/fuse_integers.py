@@ -8,6 +8,7 @@ from torch import fx
 from ....ir.graph import Graph
 from ....ir.ops import arguments, is_op, only_user, op_name
 from ..kernels import Window
+from .pair import Pair
 
 SUMS = (
     "conv_int32", "conv_transpose_int32", "linear_int32", "matmul_int32", "sum_int32", "sum_pool2d_int32", "mul_int32",
@@ -39,20 +40,8 @@ class IntegerSum:
         return [n for n in (pad, self.node, self.finish, self.add) if n is not None]
 
 
-@dataclass(frozen=True)
-class IntegerPair:
-    """A 1x1 conv and the depthwise conv that alone reads it, as one kernel."""
-
-    expand: IntegerSum
-    depthwise: IntegerSum
-
-    @property
-    def result(self) -> fx.Node:
-        return self.depthwise.result
-
-    @property
-    def source(self) -> fx.Node:
-        return self.expand.source
+class IntegerPair(Pair[IntegerSum]):
+    """A pair in integers."""
 
     def nodes(self) -> list[fx.Node]:
         return [*self.expand.nodes(), *self.depthwise.nodes()]

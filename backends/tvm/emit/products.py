@@ -15,16 +15,16 @@ from ....ir.integers.packed_weights import WEIGHT_ONLY
 from ....ir.ops import arguments, is_op, op_name
 from ..kernels import Dense, Depthwise, DirectConv, ExpandDepthwise, Pointwise, WeightOnlyDense, winograd_choice
 from . import transposed, weight_only
-from .fuse import Pair, Product, is_depthwise, is_pointwise, window
+from .fuse import Product, ProductPair, is_depthwise, is_pointwise, window
 from .rows import Rows
 
 if TYPE_CHECKING:
     from ..relax import Emitter
 
 
-def emit(emitter: Emitter, kernel: Product | Pair) -> None:
+def emit(emitter: Emitter, kernel: Product | ProductPair) -> None:
     """Emit the kernel and record its value under its result node."""
-    if isinstance(kernel, Pair):
+    if isinstance(kernel, ProductPair):
         _emit_pair(emitter, kernel)
     elif op_name(kernel.node) in ("linear", WEIGHT_ONLY):
         _emit_linear(emitter, kernel)
@@ -62,7 +62,7 @@ def _emit_packed(emitter: Emitter, product: Product, spec: Any, inputs: list[rel
     emitter.values.set_packed(product.result, value)
 
 
-def _emit_pair(emitter: Emitter, pair: Pair) -> None:
+def _emit_pair(emitter: Emitter, pair: ProductPair) -> None:
     batch, in_channels, height, width = _nchw(emitter, pair.source)
     channels = int(arguments(pair.expand.node).weight.meta["val"].shape[0])
     spec = ExpandDepthwise(
