@@ -69,6 +69,7 @@ def prim_func(spec: ExpandDepthwise, arithmetic: Arithmetic) -> Any:
         lanes = arithmetic.lanes
         together = depthwise.width(spec.channels, arithmetic)
         pitch = together * lanes
+        weights, bias = second[:2]
         taps = Taps(
             kernel,
             arithmetic,
@@ -77,7 +78,8 @@ def prim_func(spec: ExpandDepthwise, arithmetic: Arithmetic) -> Any:
             pitch,
             channels,
             borders,
-            *second[:2],
+            weights,
+            bias,
             together,
             has_slack=True,
         )
