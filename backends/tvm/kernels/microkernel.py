@@ -165,7 +165,7 @@ class Accumulators:
             for view, write in soon.views:
                 for element in range(0, self._vectors * self._arithmetic.lanes, CACHE_LINE // view.itemsize):
                     place = soon.first + (k * each + pixel) * soon.pitch + element
-                    self._kernel.prefetch(view, place, write=write, near=False)
+                    self._kernel.prefetch(view, place, write=write)
 
     def finish(self, store: Callable[[int, int, Vector], None]) -> None:
         """Hand every accumulator to store(pixel, vector, value)."""
