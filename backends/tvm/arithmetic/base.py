@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ...tiles import NO_TILES, Tiles
 from .tir import T
 
 
@@ -17,13 +18,15 @@ class Arithmetic(ABC):
     """One way to multiply on one kind of CPU.
 
     lanes: values of one vector register; registers: vector registers of the CPU; cores: threads that share a kernel;
-    cache: bytes of activations that should stay near one core (about half of its L2).
+    cache: bytes of activations that should stay near one core (about half of its L2); tiles: register tiles that were
+    measured for some layers, and go before the rule's.
     """
 
     lanes: int
     registers: int
     cores: int = 1
     cache: int = 512 << 10
+    tiles: Tiles = NO_TILES
 
     name: ClassVar[str]
     activation: ClassVar[str]  # dtypes of the three operands

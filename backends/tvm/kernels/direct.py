@@ -14,7 +14,7 @@ from .builder import Index, Kernel, Vector, View
 from .microkernel import Accumulators, Ahead
 from .output import Output
 from .shapes import DirectConv, Signature, round_up
-from .tile import Tile, input_blocks, is_parallel, lies_in, register_tile, segments
+from .tile import Tile, Tiling, input_blocks, is_parallel, lies_in, segments, tile_of
 from .window import Borders, Columns, by_input, cut_columns, input_column, input_row, rows_on_image
 
 
@@ -34,6 +34,7 @@ class Plan:
     group_out: int
     vectors: int
     run: int
+    tiling: Tiling
     tile: Tile
     borders: Borders | None
 
@@ -49,10 +50,16 @@ def plan(spec: DirectConv, arithmetic: Arithmetic) -> Plan:
     group_in, group_out = spec.in_channels // groups, spec.out_channels // groups
     vectors = round_up(group_out, arithmetic.lanes) // arithmetic.lanes
     # All weights of a row of the window stay in registers while an image is read.
-    tile = register_tile(arithmetic, width, vectors, spec.window.kernel[1] - 1 if spec.image else 0)
+    extents = Tiling(width, vectors, spec.window.kernel[1] - 1 if spec.image else 0)
+    tile = tile_of(spec, arithmetic, extents)
     borders = Borders.of(spec.window, spec.height, spec.width) if spec.bordered else None
     run = round_up(group_in, arithmetic.group)
-    return Plan(height, width, groups, group_in, group_out, vectors, run, tile, borders)
+    return Plan(height, width, groups, group_in, group_out, vectors, run, extents, tile, borders)
+
+
+def tiling(spec: DirectConv, arithmetic: Arithmetic) -> Tiling:
+    """What the tiles cover."""
+    return plan(spec, arithmetic).tiling
 
 
 def signature(spec: DirectConv, arithmetic: Arithmetic) -> Signature:

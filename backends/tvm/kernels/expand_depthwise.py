@@ -18,7 +18,7 @@ from .depthwise import Taps, tile_columns
 from .microkernel import Accumulators, Ahead
 from .output import Output
 from .shapes import Depthwise, ExpandDepthwise, Pointwise, Signature, round_up
-from .tile import Segment, Tile, cut_blocks, is_parallel, lies_in, register_tile, segments
+from .tile import Segment, Tile, Tiling, cut_blocks, is_parallel, lies_in, segments, tile_of
 from .window import Borders, cut_columns
 
 FEWEST_ROWS = 8  # of output in a band: its first rows are computed twice
@@ -32,9 +32,14 @@ def _expand(spec: ExpandDepthwise) -> Pointwise:
     return Pointwise(spec.batch, spec.height, spec.width, spec.in_channels, spec.channels, spec.expand)
 
 
-def _tile(spec: ExpandDepthwise, arithmetic: Arithmetic) -> Tile:
+def tiling(spec: ExpandDepthwise, arithmetic: Arithmetic) -> Tiling:
+    """What the 1x1's tiles cover: each a part of a row."""
     vectors = round_up(spec.channels, arithmetic.lanes) // arithmetic.lanes
-    return register_tile(arithmetic, spec.width, vectors, multiple=depthwise.width(spec.channels, arithmetic))
+    return Tiling(spec.width, vectors, multiple=depthwise.width(spec.channels, arithmetic))
+
+
+def _tile(spec: ExpandDepthwise, arithmetic: Arithmetic) -> Tile:
+    return tile_of(spec, arithmetic, tiling(spec, arithmetic))
 
 
 def signature(spec: ExpandDepthwise, arithmetic: Arithmetic) -> Signature:

@@ -13,7 +13,7 @@ from .builder import Index, Kernel, Vector, View
 from .microkernel import Accumulators, Ahead, Soon
 from .output import Output
 from .shapes import Dense, Pointwise, Shape, Signature, round_up
-from .tile import Blocks, Segment, Tile, input_blocks, is_parallel, lies_in, register_tile, segments
+from .tile import Blocks, Segment, Tile, Tiling, input_blocks, is_parallel, lies_in, segments, tile_of
 
 FEW = 8  # pixels per image below which the images of a run-time batch share register tiles
 
@@ -34,6 +34,7 @@ class Product:
     pitch_out: int
     vectors: int
     rest: int
+    tiling: Tiling
     tile: Tile
     depth: int
 
@@ -54,9 +55,16 @@ def product(spec: Pointwise | Dense, arithmetic: Arithmetic) -> Product:
         else:
             images, pixels = (None, image) if image >= FEW else (1, None)
     vectors = round_up(outputs, lanes) // lanes
-    tile = register_tile(arithmetic, pixels or FEW // 2, vectors)
+    extents = Tiling(pixels or FEW // 2, vectors)
+    tile = tile_of(spec, arithmetic, extents)
     depth = round_up(reduction, arithmetic.group)
-    return Product(images, pixels, reduction, outputs, pitch_in, pitch_out, vectors, pitch_out % lanes, tile, depth)
+    rest = pitch_out % lanes
+    return Product(images, pixels, reduction, outputs, pitch_in, pitch_out, vectors, rest, extents, tile, depth)
+
+
+def tiling(spec: Pointwise | Dense, arithmetic: Arithmetic) -> Tiling:
+    """What the tiles cover."""
+    return product(spec, arithmetic).tiling
 
 
 def signature(spec: Pointwise | Dense, arithmetic: Arithmetic) -> Signature:

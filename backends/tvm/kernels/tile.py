@@ -1,15 +1,17 @@
-"""The register-tile rule, and how an extent is cut into tiles and shared out."""
+"""The register tile of a kernel, by rule or as it was measured, and how an extent is cut into tiles and shared out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any
 
+from ....ir.errors import UsageError
 from ..arithmetic import Arithmetic
 from ..arithmetic.tir import T
 from .builder import Index, smallest
+from .epilogues import Finish
 
 # Multiply-adds below which waking the other threads costs more than they save (about 10 microseconds of one core).
 WORTH_THREADS = 500_000
@@ -43,31 +45,86 @@ def segments(extent: int, size: int) -> Iterator[Segment]:
         yield Segment(count * size, 1, rest)
 
 
-@cache
-def register_tile(
-    arithmetic: Arithmetic, pixels: int, vectors: int, reserved: int = 0, totals: int = 0, multiple: int = 1
-) -> Tile:
-    """The tile that covers `pixels` x `vectors` at the least estimated time, tails included.
+@dataclass(frozen=True)
+class Tiling:
+    """What the register tiles of a kernel have to cover, and what else its registers hold.
 
     `reserved` registers per vector are kept free, and `totals` per accumulator. Vectors come in whole `multiple`s.
     """
 
-    def time(tile: Tile) -> float:
+    pixels: int
+    vectors: int
+    reserved: int = 0
+    totals: int = 0
+    multiple: int = 1
+
+    def fits(self, tile: Tile, arithmetic: Arithmetic) -> bool:
+        """Whether a tile lies within the extents and the registers."""
+        if tile.pixels > self.pixels or tile.vectors > self.vectors or tile.vectors % self.multiple:
+            return False
+        used = arithmetic.registers_used(tile.pixels, tile.vectors)
+        used += self.reserved * tile.vectors + self.totals * tile.pixels * tile.vectors
+        return tile == Tile(1, self.multiple) or used <= arithmetic.registers
+
+    def time(self, tile: Tile, arithmetic: Arithmetic) -> float:
+        """Estimated time of one k step of all tiles, tails included, in multiply-adds at peak rate."""
         cut = [
             (rows.count * columns.count, rows.size, columns.size)
-            for rows in segments(pixels, tile.pixels)
-            for columns in segments(vectors, tile.vectors)
+            for rows in segments(self.pixels, tile.pixels)
+            for columns in segments(self.vectors, tile.vectors)
         ]
         return sum(count * arithmetic.time(p, v) for count, p, v in cut) * (1 + TAIL_COST * (len(cut) - 1))
 
-    candidates = [
+
+@cache
+def candidates(tiling: Tiling, arithmetic: Arithmetic) -> tuple[Tile, ...]:
+    """All tiles that fit, that of the least estimated time first."""
+    tiles = (
         Tile(p, v)
-        for p in range(1, min(pixels, WIDEST) + 1)
-        for v in range(multiple, min(vectors, arithmetic.registers) + 1, multiple)
-        if (p, v) == (1, multiple)
-        or arithmetic.registers_used(p, v) + reserved * v + totals * p * v <= arithmetic.registers
-    ]
-    return min(candidates, key=time)
+        for p in range(1, min(tiling.pixels, WIDEST) + 1)
+        for v in range(1, min(tiling.vectors, arithmetic.registers) + 1)
+    )
+    fitting = [tile for tile in tiles if tiling.fits(tile, arithmetic)]
+    return tuple(sorted(fitting, key=lambda tile: tiling.time(tile, arithmetic)))
+
+
+def register_tile(
+    arithmetic: Arithmetic, pixels: int, vectors: int, reserved: int = 0, totals: int = 0, multiple: int = 1
+) -> Tile:
+    """The tile that covers `pixels` x `vectors` at the least estimated time; the rest as in Tiling."""
+    return candidates(Tiling(pixels, vectors, reserved, totals, multiple), arithmetic)[0]
+
+
+def tile_of(spec: Any, arithmetic: Arithmetic, tiling: Tiling) -> Tile:
+    """The tile of a kernel: the measured one where the arithmetic knows one for this layer, else the rule's.
+
+    Raises UsageError for a measured one that does not fit: it was made by hand, or for other kernels.
+    """
+    measured = arithmetic.tiles.get(arithmetic.name, layer_name(spec))
+    if measured is None:
+        return candidates(tiling, arithmetic)[0]
+    if not tiling.fits(tile := Tile(*measured), arithmetic):
+        what = f"a tile of {tile.pixels} pixels x {tile.vectors} vectors does not fit '{layer_name(spec)}'"
+        raise UsageError("tile file", what, "remove this layer from the file, or measure it again with tune=N")
+    return tile
+
+
+@cache
+def layer_name(spec: Any) -> str:
+    """The shape of a layer in words, without its epilogue: `pointwise batch=1 height=7 width=7 ...`."""
+    return " ".join([type(spec).__name__.lower(), *_sizes(spec)])
+
+
+def _sizes(spec: Any) -> Iterator[str]:
+    for field in fields(spec):
+        value = getattr(spec, field.name)
+        if isinstance(value, Finish):
+            continue
+        if is_dataclass(value):
+            yield from _sizes(value)
+        else:
+            several = value if isinstance(value, tuple) else (value,)
+            yield f"{field.name}={'x'.join('any' if each is None else str(int(each)) for each in several)}"
 
 
 @dataclass(frozen=True)

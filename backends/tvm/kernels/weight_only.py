@@ -14,7 +14,7 @@ from .builder import Index, Kernel, View
 from .epilogues import NO_EPILOGUE, Epilogue
 from .microkernel import Accumulators
 from .shapes import Shape, Signature, round_up
-from .tile import Segment, register_tile
+from .tile import Segment, Tiling, tile_of
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,19 @@ def product(spec: WeightOnlyDense, arithmetic: Arithmetic) -> pointwise.Product:
     """The matrix product. Each group of inputs fills whole groups of the arithmetic."""
     lanes = arithmetic.lanes
     vectors = round_up(spec.out_features, lanes) // lanes
-    tile = register_tile(arithmetic, spec.rows or pointwise.FEW // 2, vectors, totals=int(spec.scales > 1))
+    extents = Tiling(spec.rows or pointwise.FEW // 2, vectors, totals=int(spec.scales > 1))
+    tile = tile_of(spec, arithmetic, extents)
     depth = spec.groups * round_up(spec.in_features // spec.groups, arithmetic.group)
     return pointwise.Product(
         images=1, pixels=spec.rows, reduction=spec.in_features, outputs=spec.out_features, pitch_in=spec.in_features,
-        pitch_out=spec.out_features, vectors=vectors, rest=spec.out_features % lanes, tile=tile, depth=depth,
+        pitch_out=spec.out_features, vectors=vectors, rest=spec.out_features % lanes, tiling=extents, tile=tile,
+        depth=depth,
     )  # fmt: skip
+
+
+def tiling(spec: WeightOnlyDense, arithmetic: Arithmetic) -> Tiling:
+    """What the tiles cover."""
+    return product(spec, arithmetic).tiling
 
 
 def signature(spec: WeightOnlyDense, arithmetic: Arithmetic) -> Signature:

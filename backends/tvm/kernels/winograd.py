@@ -20,7 +20,7 @@ from .builder import Index, Kernel, Vector, View, smallest
 from .microkernel import Accumulators, Ahead
 from .output import Output
 from .shapes import Signature, Winograd, round_up
-from .tile import Blocks, Tile, is_parallel, register_tile, segments
+from .tile import Blocks, Tile, Tiling, is_parallel, segments, tile_of
 from .winograd_matrices import TAPS, Matrix, matrices
 
 
@@ -40,6 +40,7 @@ class Plan:
     across: int
     pitch_in: int
     pitch_out: int
+    tiling: Tiling
     tile: Tile
     blocks: Blocks
     room: int
@@ -56,11 +57,17 @@ def plan(spec: Winograd, arithmetic: Arithmetic) -> Plan:
     for_cache = -(-tiles * per_tile // (2 * arithmetic.cache))
     count = max(for_cache, arithmetic.cores if arithmetic.cores > 1 else 1)
     most = -(-tiles // count)
-    tile = register_tile(arithmetic, most, pitch_out // lanes)
+    extents = Tiling(most, pitch_out // lanes)
+    tile = tile_of(spec, arithmetic, extents)
     each = min(round_up(most, tile.pixels), tiles)
     blocks = Blocks(-(-tiles // each), each, tiles)
     room = round_up(each, tile.pixels)
-    return Plan(size, size**2, out_height, out_width, down, across, pitch_in, pitch_out, tile, blocks, room)
+    return Plan(size, size**2, out_height, out_width, down, across, pitch_in, pitch_out, extents, tile, blocks, room)
+
+
+def tiling(spec: Winograd, arithmetic: Arithmetic) -> Tiling:
+    """What the tiles cover."""
+    return plan(spec, arithmetic).tiling
 
 
 def signature(spec: Winograd, arithmetic: Arithmetic) -> Signature:

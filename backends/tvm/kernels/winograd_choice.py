@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from ...tiles import NO_TILES
 from ..arithmetic import Arithmetic
 from .epilogues import Epilogue
 from .shapes import DirectConv, Winograd
@@ -16,6 +19,7 @@ WORTH_IT = 0.9  # of the direct kernel's time: the estimate may be off
 
 def instead_of(conv: DirectConv, arithmetic: Arithmetic) -> Winograd | None:
     """The Winograd kernel that should be faster than the direct one; None where none is."""
+    arithmetic = replace(arithmetic, tiles=NO_TILES)  # which kernel it is must not hang on what was measured of it
     window = conv.window
     if (
         (window.kernel, window.stride, window.dilation) != ((TAPS, TAPS), (1, 1), (1, 1))
