@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ..ir.errors import UsageError
+from . import matrix_permission
 
 _ROWS = Path(__file__).with_name("boards.toml")
 
 # Instruction-set levels that `local` can be, best first: the row that a processor with these features gets.
 _LOCAL_LEVELS = {
-    "x86_64": ("x86-64-v4-vnni", "x86-64-v4", "x86-64-v3-vnni", "x86-64-v3"),
+    "x86_64": ("x86-64-v4-amx", "x86-64-v4-vnni", "x86-64-v4", "x86-64-v3-vnni", "x86-64-v3"),
     "aarch64": ("graviton3", "raspberry-pi-5", "aarch64"),
 }
 
@@ -105,13 +106,18 @@ def local() -> Target:
 
 @cache
 def cpu_features() -> frozenset[str]:
-    """The features that Linux lists for this machine's processor (x86 `flags`, ARM `Features`)."""
+    """The features that Linux lists for this machine's processor (x86 `flags`, ARM `Features`).
+
+    Those of Intel's matrix unit only if this process may use it: it is asked for here.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return frozenset()
     listed = [line.partition(":")[2] for line in lines if line.lower().startswith(("flags", "features"))]
-    return frozenset(listed[0].split()) if listed else frozenset()
+    features = frozenset(listed[0].split()) if listed else frozenset()
+    matrix = frozenset(feature for feature in features if feature.startswith("amx_"))
+    return features if not matrix or matrix_permission.is_granted() else features - matrix
 
 
 @cache

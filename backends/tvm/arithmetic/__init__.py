@@ -12,6 +12,7 @@ from .base import Arithmetic, Integers
 from .stored_weights import StoredWeights, with_stored_weights
 from .x86 import X86Fp32
 from .x86_integers import Madd, Vnni
+from .x86_matrix import Amx, MatrixUnit
 
 FP32: dict[str, type[Arithmetic]] = {"x86_64": X86Fp32, "aarch64": NeonFp32}
 
@@ -42,6 +43,7 @@ def fp16(
 
 # The processor feature that gives an integer arithmetic, best first.
 INTEGERS: dict[str, type[Integers]] = {
+    "amx_int8": Amx,
     "avx512_vnni": Vnni,
     "avx_vnni": Vnni,
     "avx512bw": Madd,
@@ -64,9 +66,11 @@ __all__ = [
     "FP16",
     "FP32",
     "INTEGERS",
+    "Amx",
     "Arithmetic",
     "Integers",
     "Madd",
+    "MatrixUnit",
     "NeonFp16",
     "NeonFp32",
     "Sdot",

@@ -21,6 +21,7 @@ from . import (
     flat_integers,
     integer_elementwise,
     layout,
+    matrix_conv,
     pointwise,
     pool,
     row_reductions,
@@ -85,9 +86,14 @@ FAMILIES: dict[type, Any] = {
 }
 
 
+def family(spec: Spec, arithmetic: Arithmetic) -> Any:
+    """The module of a spec: that of a matrix unit where there is one and it takes the spec."""
+    return matrix_conv if matrix_conv.takes(spec, arithmetic) else FAMILIES[type(spec)]
+
+
 def prim_func(spec: Spec, arithmetic: Arithmetic) -> Any:
     """The kernel as a TIR PrimFunc without a global symbol."""
-    return FAMILIES[type(spec)].prim_func(spec, arithmetic)
+    return family(spec, arithmetic).prim_func(spec, arithmetic)
 
 
 def pack(spec: Spec, arithmetic: Arithmetic, *weights: Any) -> list[np.ndarray]:
@@ -96,17 +102,17 @@ def pack(spec: Spec, arithmetic: Arithmetic, *weights: Any) -> list[np.ndarray]:
     A missing bias is None. Products of integers take weight, bias, multiplier per channel, `constants` and the input's
     zero point in memory. ExpandDepthwise takes the weight and bias of both its convolutions, the 1x1's first.
     """
-    return FAMILIES[type(spec)].pack(spec, arithmetic, *weights)
+    return family(spec, arithmetic).pack(spec, arithmetic, *weights)
 
 
 def signature(spec: Spec, arithmetic: Arithmetic) -> Signature:
     """Shapes of all parameters."""
-    return FAMILIES[type(spec)].signature(spec, arithmetic)
+    return family(spec, arithmetic).signature(spec, arithmetic)
 
 
 def describe(spec: Spec, arithmetic: Arithmetic) -> str:
     """Family and register tile in a few words."""
-    return FAMILIES[type(spec)].describe(spec, arithmetic)
+    return family(spec, arithmetic).describe(spec, arithmetic)
 
 
 __all__ = [

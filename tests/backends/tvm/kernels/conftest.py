@@ -9,7 +9,7 @@ import torch
 import tvm
 
 from planish.backends.target import cpu_features
-from planish.backends.tvm.arithmetic import Arithmetic, Madd, NeonFp32, Sdot, Smull, Vnni, X86Fp32
+from planish.backends.tvm.arithmetic import Amx, Arithmetic, Madd, NeonFp32, Sdot, Smull, Vnni, X86Fp32
 from planish.backends.tvm.kernels import Spec, pack, prim_func, round_up, signature
 
 FILLER = 1e30  # in padding lanes: whoever reads them gives a wrong result
@@ -49,6 +49,12 @@ _INTEGER_MACHINES = {
     "madd, 16 lanes": ("avx512bw", Madd(16, 32), "skylake-avx512", ("-prefer-256-bit",)),
     "vnni, 8 lanes": ("avx_vnni", Vnni(8, 16), "haswell", ("+avxvnni",)),
     "vnni, 16 lanes": ("avx512vbmi", Vnni(16, 32), "skylake-avx512", ("-prefer-256-bit", "+avx512vnni", "+avx512vbmi")),
+    "amx": (
+        "amx_int8",
+        Amx(16, 32),
+        "skylake-avx512",
+        ("-prefer-256-bit", "+avx512vnni", "+avx512vbmi", "+amx-tile", "+amx-int8"),
+    ),
     "smull": ("asimd", Smull(4, 32), "generic", ()),
     "sdot": ("asimddp", Sdot(4, 32), "generic", ("+dotprod",)),
 }
