@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.utils import _pytree as pytree
 from .backends.build import Artifact, build
 from .backends.cache import Cache
 from .backends.target import Target
+from .backends.tile_file import check_tuning, tiles_for
 from .ir.capture import Source, capture
 from .ir.errors import UsageError
 from .ir.graph import Graph
@@ -40,6 +42,8 @@ def compile(
     latency: Callable[[Graph], float] | None = None,
     progress: Callable[[Iterable, str], Iterable] = no_progress,
     cache: bool = True,
+    tune: int = 0,
+    tiles: str | os.PathLike | None = None,
 ) -> "CompiledModel":
     """Make a model thin and compile it for a machine.
 
@@ -56,11 +60,16 @@ def compile(
     loss      a function (outputs, labels) -> scalar tensor, for passes that need gradients
     latency   a function Graph -> milliseconds, for passes that look at time (`planish.layer_latency`); by default what
               this machine takes, where the code is for it
+    cache     look for built code on disk, and keep it there
+    tune      time that many register tiles for each layer on this machine, and keep the fastest in the tile file
+    tiles     the tile file; by default that of this machine's core, where the code is for it
 
     Raises UsageError for a wrong argument before any work starts, BuildError where the target cannot take the model.
     """
     row = Target.get(target)
+    row = replace(row, tiles=tiles_for(row, tiles, may_be_new=bool(tune)))
     pipeline = Pipeline.parse(recipe)
+    kept = check_tuning(tune, row, batch, tiles) if tune else None
     latency = latency or (layer_latency(row) if row.name == "local" else None)
     context = Context(data, row, seed, Fuel(fuel), evaluate=evaluate, loss=loss, latency=latency, progress=progress)
     clock = Stopwatch(progress)
@@ -72,6 +81,10 @@ def compile(
     outcome = clock.time("passes", lambda: pipeline.run(captured, context), shown=False)  # it shows each pass
     graph = outcome.graph
     fixed = _for_batch(graph, batch, args, row)
+    if kept is not None:
+        from .backends.tune import tune as tuned  # it brings TVM along
+
+        row = replace(row, tiles=clock.time("tune", lambda: tuned(fixed, row, tune, kept, progress), shown=False))
     artifact = clock.time("build", lambda: build(fixed, row, str(pipeline), Cache.default() if cache else None))
     report = Report.of(row.name, str(pipeline), outcome, artifact, clock.seconds)
     return CompiledModel(graph, fixed, row, artifact, report)

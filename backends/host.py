@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ def module_fields(graph: Graph, target: Target, recipe: str, report: dict[str, A
         "kind": "tvm",
         "entry": "main",
         "recipe": recipe,
-        "target": asdict(target),
+        "target": target.facts(),
         "inputs": [_array_spec(spec) for spec in graph.inputs],
         "outputs": [_array_spec(spec) for spec in graph.outputs],
         "weight_bytes": report["after"]["bytes"],

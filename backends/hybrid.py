@@ -20,6 +20,7 @@ from .cache_key import Place
 from .host import LIBRARY, HostArtifact, HostCode, build_host
 from .partition import Split, calls_of, is_computation, reads_by_index, refusal, split
 from .target import Target
+from .tiles import TileError
 from .tvm.build import compile_model
 from .tvm.inference import freeze
 from .tvm.relax import RelaxModel, UnsupportedCall, to_relax, unsupported
@@ -182,6 +183,8 @@ def _emit(region: Graph, target: Target, refused: Mapping[str, str]) -> RelaxMod
     """The region in Relax, or what went wrong. Raises UnsupportedCall for a call that TVM rejects when it meets it."""
     try:
         return to_relax(region, target)
+    except TileError:  # a tile file that does not fit: the call was wrong, not the region
+        raise
     except Exception as error:
         if isinstance(error, UnsupportedCall) and error.node.name not in refused:
             raise

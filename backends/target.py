@@ -4,13 +4,14 @@ import difflib
 import os
 import platform
 import tomllib
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..ir.errors import UsageError
 from . import matrix_permission
+from .tiles import NO_TILES, Tiles
 
 _ROWS = Path(__file__).with_name("boards.toml")
 
@@ -35,6 +36,7 @@ class Target:
     emulator_cpu   QEMU's -cpu, empty where no emulated core fits
     cuda_arch      e.g. "sm_80", empty for CPUs
     code           "c" (a program without a runtime) or "tvm" (a module for the TVM runtime)
+    tiles          register tiles that were measured there
     """
 
     name: str
@@ -52,6 +54,11 @@ class Target:
     emulator_cpu: str = ""
     cuda_arch: str = ""
     code: str = "c"
+    tiles: Tiles = NO_TILES
+
+    def facts(self) -> dict[str, Any]:
+        """The row as plain values, without what was measured: what a bundle says of the machine that it is for."""
+        return {name: value for name, value in asdict(self).items() if name != "tiles"}
 
     @property
     def machine(self) -> str:

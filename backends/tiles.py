@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from ..ir.errors import UsageError
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -30,3 +32,7 @@ class Tiles:
 
 
 NO_TILES = Tiles()
+
+
+class TileError(UsageError):
+    """A measured tile does not fit the kernel that it is for."""

@@ -14,6 +14,7 @@ hypothesis.settings.load_profile("planish")
 
 # Tests build what they test, and leave the user's own cache alone; those of the cache name a folder.
 os.environ["PLANISH_CACHE"] = "off"
+os.environ["PLANISH_TILES"] = "off"  # what a user measured must not change what is tested
 
 # A shell that starts the suite in the background lets it ignore Ctrl-C; programs that tests interrupt would inherit it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

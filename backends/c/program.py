@@ -80,7 +80,7 @@ class CProgram:
         return {
             "kind": "c",
             "entry": self.name,
-            "target": asdict(self.target),
+            "target": self.target.facts(),
             "inputs": [asdict(spec) for spec in self.inputs],
             "outputs": [asdict(spec) for spec in self.outputs],
             "arena_bytes": self.arena_bytes,

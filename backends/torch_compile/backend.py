@@ -3,7 +3,7 @@
 import difflib
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,7 @@ from ...passes.base import Context
 from ...passes.pipeline import DEFAULT_RECIPE, Pipeline
 from ..cache import Cache
 from ..target import Target
+from ..tile_file import tiles_for
 from .builder import Builder
 from .graph import Slots
 from .program import Program
@@ -64,7 +65,7 @@ class Options:
         if (row.kind, row.code) != ("cpu", "tvm"):
             advice = "for another machine use planish.compile(model, args, target=...).save(path)"
             raise UsageError("torch.compile", f"target '{row.name}' was given", "expected 'local'", advice)
-        context = Context(data=self.data, target=row)
+        context = Context(data=self.data, target=replace(row, tiles=tiles_for(row)))
         pipeline.check((), context)
         return pipeline, context
 

@@ -5,7 +5,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from ...ir.graph import Graph
 from ...ir.integers.packed_weights import WEIGHT_ONLY
 from ...ir.ops import describe, is_random, op_name, writes
 from ..target import Target
+from ..tiles import TileError
 from .arithmetic import Arithmetic, Integers, fp16, fp32, integers
 from .emit import (
     attention,
@@ -142,10 +143,13 @@ class Emitter:
         # Half of the second-level cache for activations leaves the other half to weights.
         cache = target.l2_kib * 1024 // 2
         sizes = target.lanes, target.registers, target.cores, cache
-        self.arithmetic = fp32(target.triple, *sizes)
+        self.arithmetic = replace(fp32(target.triple, *sizes), tiles=target.tiles)
         half = fp16(target.features, *sizes)
-        self.floats = {torch.float32: self.arithmetic} | ({torch.float16: half} if half else {})
-        self.integers = integers(target.features, *sizes)
+        self.floats = {torch.float32: self.arithmetic}
+        if half is not None:
+            self.floats[torch.float16] = replace(half, tiles=target.tiles)
+        bytes_ = integers(target.features, *sizes)
+        self.integers = bytes_ and replace(bytes_, tiles=target.tiles)
         self.storage = Storage(self.integers.activation if self.integers else None)
         self.plan: Plan = plan(graph, self.floats)
         self.importer = ExportedProgramImporter()
@@ -268,7 +272,7 @@ class Emitter:
             else:
                 self.others[op_name(node)] += 1
                 self.values[node] = self.convert(node)
-        except BuildError:
+        except (BuildError, TileError):
             raise
         except Exception as error:
             raise UnsupportedCall(node, error) from error

@@ -22,6 +22,7 @@ from . import (
     integer_elementwise,
     layout,
     matrix_conv,
+    matrix_plan,
     pointwise,
     pool,
     row_reductions,
@@ -60,6 +61,7 @@ from .shapes import (
     Winograd,
     round_up,
 )
+from .tile import Tiling
 from .tokens import Tokens
 from .weight_only import WeightOnlyDense
 
@@ -88,7 +90,7 @@ FAMILIES: dict[type, Any] = {
 
 def family(spec: Spec, arithmetic: Arithmetic) -> Any:
     """The module of a spec: that of a matrix unit where there is one and it takes the spec."""
-    return matrix_conv if matrix_conv.takes(spec, arithmetic) else FAMILIES[type(spec)]
+    return matrix_conv if matrix_plan.takes(spec, arithmetic) else FAMILIES[type(spec)]
 
 
 def prim_func(spec: Spec, arithmetic: Arithmetic) -> Any:
@@ -108,6 +110,12 @@ def pack(spec: Spec, arithmetic: Arithmetic, *weights: Any) -> list[np.ndarray]:
 def signature(spec: Spec, arithmetic: Arithmetic) -> Signature:
     """Shapes of all parameters."""
     return family(spec, arithmetic).signature(spec, arithmetic)
+
+
+def tiling(spec: Spec, arithmetic: Arithmetic) -> Tiling | None:
+    """What the register tiles of a kernel cover; None for one that has none, or that takes them from another spec."""
+    found = getattr(family(spec, arithmetic), "tiling", None)
+    return found(spec, arithmetic) if found else None
 
 
 def describe(spec: Spec, arithmetic: Arithmetic) -> str:
@@ -157,4 +165,5 @@ __all__ = [
     "prim_func",
     "round_up",
     "signature",
+    "tiling",
 ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any
 
-from ....ir.errors import UsageError
+from ...tiles import TileError
 from ..arithmetic import Arithmetic
 from ..arithmetic.tir import T
 from .builder import Index, smallest
@@ -98,14 +98,16 @@ def register_tile(
 def tile_of(spec: Any, arithmetic: Arithmetic, tiling: Tiling) -> Tile:
     """The tile of a kernel: the measured one where the arithmetic knows one for this layer, else the rule's.
 
-    Raises UsageError for a measured one that does not fit: it was made by hand, or for other kernels.
+    Raises TileError for a measured one that does not fit: it was made by hand, or for other kernels.
     """
     measured = arithmetic.tiles.get(arithmetic.name, layer_name(spec))
     if measured is None:
         return candidates(tiling, arithmetic)[0]
-    if not tiling.fits(tile := Tile(*measured), arithmetic):
-        what = f"a tile of {tile.pixels} pixels x {tile.vectors} vectors does not fit '{layer_name(spec)}'"
-        raise UsageError("tile file", what, "remove this layer from the file, or measure it again with tune=N")
+    pixels, vectors = measured
+    tile = Tile(min(pixels, tiling.pixels), vectors)  # more cores may have left fewer pixels for each
+    if not tiling.fits(tile, arithmetic):
+        what = f"a tile of {pixels} pixels x {vectors} vectors does not fit '{layer_name(spec)}'"
+        raise TileError("tile file", what, "remove this layer from the file, or measure it again with tune=N")
     return tile
 
 
