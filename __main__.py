@@ -98,12 +98,18 @@ def compile_model(
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Build the code anew, and do not keep it (see `planish cache`).")
     ] = False,
+    tune: Annotated[
+        int, typer.Option("--tune", metavar="N", help="Time N register tiles for each layer here, keep the fastest.")
+    ] = 0,
+    tiles: Annotated[
+        str | None, typer.Option("--tiles", metavar="FILE", help="The file of tiles. Default: that of this core.")
+    ] = None,
 ) -> View:
     """Make a model thin, compile it for a machine, and write a bundle."""
     from .compiling import Order, compile_view
 
     return compile_view(Order(model, args, recipe, target, data, mean, std, output, onnx, runtime, batch, seed, fuel,
-                              not no_cache))  # fmt: skip
+                              not no_cache, tune, tiles))  # fmt: skip
 
 
 @command("inspect")

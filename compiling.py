@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.text import Text
 
 from .backends.target import Target
+from .backends.tile_file import check_tuning
 from .compiler import DEFAULT_RECIPE, CompiledModel
 from .compiler import compile as compile_graph
 from .inspection import BUNDLE_SUFFIX
@@ -40,12 +41,16 @@ class Order:
     seed: int
     fuel: int | None
     cache: bool
+    tune: int
+    tiles: str | None
 
 
 def compile_view(order: Order) -> View:
     """Compile, write the files, and show the report. Nothing is written before all the work is done."""
     target, pipeline = Target.get(order.target), pipeline_of(order)
     batch = batch_of(order.batch)
+    if order.tune:
+        check_tuning(order.tune, target, batch, order.tiles)
     samples = samples_of(order)
     refuse_missing_data(pipeline, samples)
     with ProgressBars() as bars:
@@ -70,6 +75,8 @@ def compile_view(order: Order) -> View:
             fuel=order.fuel,
             progress=bars,
             cache=order.cache,
+            tune=order.tune,
+            tiles=order.tiles,
         )
         compiled.report.seconds["capture"] = captured
         with bars.step("write"):

@@ -13,7 +13,7 @@ from .tile_file import read_tiles, write_tiles
 from .tiles import NO_TILES, Tiles
 from .tvm.arithmetic import Arithmetic
 from .tvm.kernels import tiling
-from .tvm.kernels.tile import candidates, layer_name
+from .tvm.kernels.tile import Tile, candidates, layer_name
 from .tvm.relax import RelaxModel, to_relax
 from .tvm.tile_times import TileTimes
 
@@ -47,12 +47,14 @@ def tune(
 def fastest(spec: Any, arithmetic: Arithmetic, count: int, target: Target) -> tuple[int, int]:
     """(pixels, vectors) of the fastest of the rule's `count` best tiles for one layer."""
     tiles = candidates(tiling(spec, arithmetic), replace(arithmetic, cores=1, tiles=NO_TILES))[:count]
-    best = tiles[0]
-    if len(tiles) > 1:
-        seconds = TileTimes(spec, arithmetic, tiles, target).least(ROUNDS)
-        found = min(seconds, key=seconds.__getitem__)
-        best = found if seconds[found] < CLEARLY * seconds[best] else best
+    best = tiles[0] if len(tiles) == 1 else choice(TileTimes(spec, arithmetic, tiles, target).least(ROUNDS))
     return best.pixels, best.vectors
+
+
+def choice(seconds: dict[Tile, float]) -> Tile:
+    """The fastest tile, if it is clearly faster than the first one, which is the rule's."""
+    rule, best = next(iter(seconds)), min(seconds, key=seconds.__getitem__)
+    return best if seconds[best] < CLEARLY * seconds[rule] else rule
 
 
 def _layers(graph: Graph, target: Target) -> dict[tuple[str, str], tuple[Any, Arithmetic]]:
