@@ -20,7 +20,7 @@ class MatrixPlan:
     images: of the loop around it, 0 for as many as there are at run time, None where all images are one run of pixels.
     rows, row_pixels: lines of output pixels, and pixels in each (without a window a line is just one tile of pixels;
     `pixels` is then their number, so that the last line begins earlier and repeats some). size: pixels of a tile.
-    in_pitch, line_pitch: bytes from one input pixel, and from one input line, to the next, as tiles are loaded.
+    out_pitch, vector_pitch: elements from one output pixel, and from one vector of outputs, to the next.
     run: bytes of a run; depth: bytes of it that a tile takes, the last of them again where the run is no multiple.
     tall, wide: tiles of pixels x vectors of outputs that are summed at a time. copied: whether a block of lines is
     copied first, with its padding around it and `channels` bytes of each pixel.
@@ -33,7 +33,6 @@ class MatrixPlan:
     size: int
     out_pitch: int
     vectors: int
-    rest: int
     window: Window
     source_pitch: int
     source_width: int
@@ -42,6 +41,8 @@ class MatrixPlan:
     copied: bool
     tall: int
     wide: int
+
+    vector_pitch: int = 16
 
     @property
     def runs(self) -> tuple[int, int]:
@@ -106,7 +107,8 @@ def takes(spec: object, arithmetic: Arithmetic) -> bool:
     if isinstance(spec, Pointwise):
         return _pixels(spec) >= FEW_ROWS
     if isinstance(spec, Dense):
-        return (spec.rows or 0) >= FEW_ROWS and spec.in_features % 4 == 0 and spec.in_features >= FEW_STEPS
+        whole = spec.in_features % arithmetic.group == 0 and spec.out_features % arithmetic.lanes == 0
+        return whole and (spec.rows or 0) >= FEW_ROWS and spec.in_features >= FEW_STEPS
     return isinstance(spec, DirectConv) and spec.groups == 1 and not spec.image
 
 
@@ -115,20 +117,22 @@ def plan(spec: Pointwise | Dense | DirectConv, lanes: int) -> MatrixPlan:
         return _of_window(spec, lanes)
     pixels = _pixels(spec)
     if isinstance(spec, Dense):
-        reduction, source_pitch, outputs, out_pitch = (
-            spec.in_features, spec.in_features, spec.out_features, spec.out_features
-        )  # fmt: skip
+        channels, in_pitch, outputs, out_pitch = (
+            spec.in_features,
+            spec.in_features,
+            spec.out_features,
+            spec.out_features,
+        )
     else:
-        reduction, outputs = spec.in_channels, spec.out_channels
-        source_pitch, out_pitch = round_up(reduction, lanes), round_up(outputs, lanes)
-        reduction = source_pitch
+        outputs, out_pitch = spec.out_channels, round_up(spec.out_channels, lanes)
+        channels = in_pitch = round_up(spec.in_channels, lanes)
     size = _even(pixels)
     vectors = round_up(outputs, lanes) // lanes
     rows = -(-pixels // size)
     images = 0 if isinstance(spec, Pointwise) and spec.batch is None else None
     return MatrixPlan(
-        images, rows, size, pixels, size, out_pitch, vectors, out_pitch % lanes, NO_WINDOW, source_pitch, size, rows,
-        reduction, False, *_shape(rows, vectors),
+        images, rows, size, pixels, size, out_pitch, vectors, NO_WINDOW, in_pitch, size, rows,
+        channels, False, *_shape(rows, vectors),
     )  # fmt: skip
 
 
@@ -139,7 +143,7 @@ def _of_window(spec: DirectConv, lanes: int) -> MatrixPlan:
     copied = any(spec.window.padding) or few < lanes
     vectors = outputs // lanes
     return MatrixPlan(
-        spec.batch or 0, height, width, None, _even(width), outputs, vectors, 0, spec.window,
+        spec.batch or 0, height, width, None, _even(width), outputs, vectors, spec.window,
         source_pitch, spec.width, spec.height, few if few < lanes else source_pitch, copied, *_shape(height, vectors),
     )  # fmt: skip
 

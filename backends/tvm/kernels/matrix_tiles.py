@@ -1,0 +1,151 @@
+"""The inner loops on a matrix unit (AMX): tiles of sums that stay in registers over the reduction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..arithmetic import Amx, MatrixUnit
+from ..arithmetic.tir import T
+from ..arithmetic.x86_matrix import CONFIGURATION
+from .builder import REGISTER_SCOPE, Index, Kernel, View, smallest
+from .matrix_plan import MatrixPlan
+from .output import Output
+
+TILE = 256  # int32 of a tile of sums
+
+
+@dataclass(frozen=True)
+class Block:
+    """Lines of pixels that are worked on together, numbered as in the plan.
+
+    view, origin: the input as tiles are loaded, and the offset of what output line 0 reads first. output, place: where
+    results go, and the offset of line 0.
+    """
+
+    view: View
+    origin: Index
+    output: Output
+    place: Index = 0
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Tiles of one kernel. weights, bias: as `matrix_conv.pack` lays them; sums: room for tiles that are finished."""
+
+    kernel: Kernel
+    arithmetic: Amx
+    plan: MatrixPlan
+    weights: View
+    bias: View
+    sums: View
+
+    @staticmethod
+    def of(kernel: Kernel, arithmetic: Amx, plan: MatrixPlan, weights: View, bias: View) -> Tiles:
+        """With the unit set up for the thread that runs this; `release` it at the end."""
+        sums = kernel.workspace(plan.tall * plan.wide * TILE, "int32")
+        tiles = Tiles(kernel, arithmetic, plan, weights, bias, sums)
+        tiles.configure()
+        return tiles
+
+    @property
+    def unit(self) -> MatrixUnit:
+        return self.arithmetic.matrix
+
+    def configure(self) -> None:
+        """Registers: sums first, then tiles of pixels, then tiles of weights."""
+        p, lanes = self.plan, self.arithmetic.lanes
+        shapes = [(p.size, 4 * lanes)] * (p.tall * p.wide)
+        shapes += [(p.size, p.depth)] * self.pixel_registers
+        shapes += [(p.depth // 4, 4 * lanes)] * p.wide
+        words = View(T.alloc_buffer((CONFIGURATION,), "int32", scope=REGISTER_SCOPE, layout=None), "int32")
+        self.unit.configure(words, shapes)
+
+    @property
+    def pixel_registers(self) -> int:
+        """Tiles of pixels that are held at a time."""
+        p = self.plan
+        return min(p.tall, self.unit.registers - p.tall * p.wide - p.wide)
+
+    def lines(self, block: Block, first: Index, count: Index, vector: Index, wide: int) -> None:
+        """Lines first .. first + count of a block, for `wide` vectors of outputs from number `vector` on."""
+        p, kernel = self.plan, self.kernel
+        whole, rest = count // p.tall, count % p.tall
+
+        def some(line: Index, tall: int) -> None:
+            with kernel.loop(p.columns) as column:
+                self.group(block, line, column, tall, vector, wide)
+
+        with kernel.loop(whole) as number:
+            some(first + number * p.tall, p.tall)
+        if isinstance(rest, int):
+            if rest:
+                some(first + whole * p.tall, rest)
+        else:
+            with kernel.loop(rest, first + whole * p.tall) as line:
+                some(line, 1)
+
+    def group(self, block: Block, line: Index, column: Index, tall: int, vector: Index, wide: int) -> None:
+        """`tall` x `wide` tiles: neighbouring lines by neighbouring vectors of outputs."""
+        lanes = self.arithmetic.lanes
+        for i in range(tall):
+            for v in range(wide):
+                self.unit.load(i * wide + v, _address(self.bias, (vector + v) * lanes), 0)
+        self.accumulate(block, [self.start(block, line + i, column) for i in range(tall)], vector, wide)
+        for i in range(tall):
+            for v in range(wide):
+                self.unit.store(i * wide + v, _address(self.sums, (i * wide + v) * TILE), 4 * lanes)
+        for i in range(tall):
+            self.finish(block, line + i, column, i * wide, vector, wide)
+
+    def accumulate(self, block: Block, starts: list[Index], vector: Index, wide: int) -> None:
+        """Add all products. starts: for each tile, the offset of what its first pixel reads first."""
+        p, lanes, unit = self.plan, self.arithmetic.lanes, self.unit
+        pixel_tile = p.tall * p.wide
+        weight_tile = pixel_tile + self.pixel_registers
+        down, across = p.runs
+        with self.kernel.loop(down) as y, self.kernel.loop(across) as x, self.kernel.loop(p.steps) as step:
+            passed = (y * across + x) * p.steps + step
+            weights = vector * p.panel_bytes + passed * (p.depth * wide * lanes)
+            for v in range(wide):
+                unit.load(weight_tile + v, _address(self.weights, weights + v * 4 * lanes), wide * 4 * lanes)
+            inside = smallest(step * p.depth, p.run - p.depth) if p.steps > 1 else 0
+            inside = inside + y * (p.window.dilation[0] * p.line_pixels * p.in_pitch)
+            inside = inside + x * (p.window.dilation[1] * p.in_pitch)
+            for i, start in enumerate(starts):
+                pixels = pixel_tile + i % self.pixel_registers
+                unit.load(pixels, _address(block.view, start + inside), p.window.stride[1] * p.in_pitch)
+                for v in range(wide):
+                    unit.multiply(i * wide + v, pixels, weight_tile + v)
+
+    def start(self, block: Block, line: Index, column: Index) -> Index:
+        """Offset of the first byte that a tile's first pixel reads."""
+        p = self.plan
+        first, _ = self.pixels(line, column)
+        if p.pixels:
+            return block.origin + first * p.in_pitch
+        return block.origin + (line * p.window.stride[0] * p.line_pixels + first * p.window.stride[1]) * p.in_pitch
+
+    def pixels(self, line: Index, column: Index) -> tuple[Index, Index]:
+        """(first pixel of a tile, how many of its pixels the tile before has written), in its line or in all."""
+        p = self.plan
+        tile, extent = (line, p.pixels) if p.pixels else (column, p.row_pixels)
+        if extent % p.size == 0:
+            return tile * p.size, 0
+        first = smallest(tile * p.size, extent - p.size)
+        return first, tile * p.size - first
+
+    def finish(self, block: Block, line: Index, column: Index, tile: int, vector: Index, wide: int) -> None:
+        """Write the tiles of one line, from number `tile` on; pixels that the tile before has written are left out."""
+        p, lanes = self.plan, self.arithmetic.lanes
+        first, written = self.pixels(line, column)
+        place = block.place + (first if p.pixels else line * p.row_pixels + first) * p.out_pitch
+        with self.kernel.loop(p.size - written, written) as j:
+            for v in range(wide):
+                value = self.sums.vector((tile + v) * TILE + j * lanes, lanes)
+                here = place + j * p.out_pitch + (vector + v) * p.vector_pitch
+                block.output.write(here, value, (vector + v) * lanes)
+
+
+def _address(view: View, offset: Index) -> Any:
+    return T.address_of(view.buffer[tuple(view.indices(offset))])
