@@ -36,6 +36,13 @@ class NeonFp32(Fp32):
                 total = accumulators[p][v]
                 total.value = total.value + T.broadcast(value, self.lanes) * weight
 
+    def greater(self, end: Any, value: Any) -> Any:
+        """fmax, which keeps NaN: a comparison and a selection would be two instructions."""
+        return T.call_llvm_pure_intrin(str(value.ty), "llvm.maximum", end, value)
+
+    def lesser(self, end: Any, value: Any) -> Any:
+        return T.call_llvm_pure_intrin(str(value.ty), "llvm.minimum", end, value)
+
     def registers_used(self, pixels: int, vectors: int) -> int:
         return pixels * vectors + pixels + 2
 

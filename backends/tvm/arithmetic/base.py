@@ -95,6 +95,15 @@ class Arithmetic(ABC):
         """
         raise NotImplementedError
 
+    def greater(self, end: Any, value: Any) -> Any:
+        """The greater of two vectors of floats, lane by lane. A NaN of `value` stays; `end` has none."""
+        # The end comes first so that the comparison, false for NaN, selects the value.
+        return T.max(end, value)
+
+    def lesser(self, end: Any, value: Any) -> Any:
+        """The lesser of two vectors of floats, lane by lane. A NaN of `value` stays; `end` has none."""
+        return T.min(end, value)
+
     @abstractmethod
     def registers_used(self, pixels: int, vectors: int) -> int:
         """Vector registers that a tile of `pixels` x `vectors` keeps busy."""

@@ -184,7 +184,7 @@ class _Nest:
         here.inverses.store(row, inverse(joined(total, lanes, lambda a, b: a + b)))
 
     def output(self) -> Output:
-        return Output(self.kernel, self.lanes, NO_EPILOGUE, self.given.target, None)
+        return Output(self.kernel, self.arithmetic, NO_EPILOGUE, self.given.target, None)
 
     @property
     def lanes(self) -> int:

@@ -191,14 +191,15 @@ class Nest:
             else:
                 passes = (tap - begin) * (window.kernel[1] * (p.run // self.arithmetic.unroll))
                 self.feed(sums, place, tap, panel, ahead and ahead.after(passes))
-        sums.finish(lambda i, v, value: self.store(place, i, v, value))
+        output = self.output.at(place.image)
+        sums.finish_together(output.together, lambda i, v, values: self.store(output, place, i, v, values))
 
-    def store(self, place: Place, i: int, v: int, value: Vector) -> None:
-        """Write vector v of pixel i of a finished tile."""
+    def store(self, output: Output, place: Place, i: int, v: int, values: list[Vector]) -> None:
+        """Write the vectors from v on of pixel i of a finished tile."""
         lanes, pitch = self.arithmetic.lanes, round_up(self.spec.out_channels, self.arithmetic.lanes)
-        channel = self.vector(place, v) * lanes
+        channels = [self.vector(place, v + u) * lanes for u in range(len(values))]
         pixel = place.row * self.plan.out_width + place.column + i
-        self.output.at(place.image).write(pixel * pitch + channel, value, channel)
+        output.write_together(pixel * pitch + channels[0], values, channels)
 
     def vector(self, place: Place, v: int = 0) -> Index:
         """The number of a tile's vector v among all vectors of outputs."""

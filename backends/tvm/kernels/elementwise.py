@@ -41,7 +41,7 @@ def prim_func(spec: Binary | Unary, arithmetic: Arithmetic) -> Any:
     parallel = is_parallel(arithmetic, (spec.batch or 1) * PASSES * spec.height * spec.width * pitch)
     with Kernel() as kernel:
         given = kernel.parameters(signature(spec, arithmetic))
-        outputs = Output(kernel, lanes, spec.epilogue, given.target, given.residual)
+        outputs = Output(kernel, arithmetic, spec.epilogue, given.target, given.residual)
         images = spec.batch or given.batch
         with kernel.grid(images, spec.height, parallel=parallel) as (image, row):
             output, operands = outputs.at(image), [source.at(image) for source in given.sources]

@@ -73,7 +73,7 @@ class MatrixExpansion(Expansion):
 
         def fill(image: Index, y: Index, panel: Index, cut: Segment, ring: View) -> None:
             first = panel * self.vectors
-            output = Output(kernel, self.arithmetic.lanes, self.spec.expand, ring, None, multiplier, constants)
+            output = Output(kernel, self.arithmetic, self.spec.expand, ring, None, multiplier, constants)
             place = self.line(y, 0, cut) - first * p.vector_pitch
             block = Block(source.at(image), y * (self.spec.width * p.in_pitch), output, place)
             for part in segments(cut.size, p.wide):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..arithmetic import Integers
+from ..arithmetic import Arithmetic, Integers
 from ..arithmetic.tir import T
 from . import activations, requantize
 from .builder import Index, Kernel, Vector, View
@@ -21,13 +21,17 @@ class Output:
     """
 
     kernel: Kernel
-    lanes: int
+    arithmetic: Arithmetic
     epilogue: Finish
     target: View
     residual: View | None
     multiplier: View | None = None
     constants: View | None = None
     integers: Integers | None = None
+
+    @property
+    def lanes(self) -> int:
+        return self.arithmetic.lanes
 
     def at(self, entry: Index) -> Output:
         """The same, with offsets counted from one entry of the leading dimension."""
@@ -65,7 +69,7 @@ class Output:
 
     def _finish(self, value: Vector, channel: Index, residual: Vector | None) -> Vector:
         if isinstance(self.epilogue, Epilogue):
-            return activations.finish(self.epilogue, value, self.lanes, residual)
+            return activations.finish(self.epilogue, value, self.arithmetic, residual)
         assert self.multiplier is not None
         factors = self.multiplier.vector(channel, self.lanes)
         return requantize.finish(self.epilogue, value, self.lanes, factors, self.constants, residual)

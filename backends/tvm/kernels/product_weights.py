@@ -82,7 +82,7 @@ def output_of(kernel: Kernel, arithmetic: Arithmetic, epilogue: Finish, given: P
     multiplier = extra[0] if extra else None
     constants = extra[1] if isinstance(epilogue, Requantize) else None
     integers = together(arithmetic, epilogue)
-    return Output(kernel, arithmetic.lanes, epilogue, given.target, given.residual, multiplier, constants, integers)
+    return Output(kernel, arithmetic, epilogue, given.target, given.residual, multiplier, constants, integers)
 
 
 def together(arithmetic: Arithmetic, epilogue: Finish) -> Integers | None:

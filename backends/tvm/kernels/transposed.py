@@ -15,7 +15,8 @@ import numpy as np
 
 from ..arithmetic import Arithmetic
 from . import direct, packing, product_weights
-from .builder import Kernel, Vector
+from .builder import Index, Kernel, Vector
+from .output import Output
 from .shapes import DirectConv, Signature, TransposedConv, Window, round_up
 
 
@@ -121,13 +122,17 @@ class _Nest(direct.Nest):
 
     transposed: TransposedConv
 
-    def store(self, place: direct.Place, i: int, v: int, value: Vector) -> None:
+    def store(self, output: Output, place: direct.Place, i: int, v: int, values: list[Vector]) -> None:
+        """Each vector on its own: neighbours may belong to different phases."""
+        for vector, value in enumerate(values, v):
+            self.store_one(output, place, i, self.vector(place, vector), value)
+
+    def store_one(self, output: Output, place: direct.Place, i: int, vector: Index, value: Vector) -> None:
         spec, lanes = self.transposed, self.arithmetic.lanes
-        pitch, vector = round_up(spec.out_channels, lanes), self.vector(place, v)
+        pitch = round_up(spec.out_channels, lanes)
         phase, channel = vector // (pitch // lanes), vector % (pitch // lanes) * lanes
         (tall, wide), (height, width) = spec.stride, spec.output
         row, column = place.row * tall + phase // wide, (place.column + i) * wide + phase % wide
         on_rows, on_columns = height % tall == 0 or row < height, width % wide == 0 or column < width
         with self.kernel.when(on_rows), self.kernel.when(on_columns):
-            output = self.output.at(place.image)
             output.write((row * width + column) * pitch + channel, value, vector * lanes)

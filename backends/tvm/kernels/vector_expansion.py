@@ -92,7 +92,7 @@ class _Row:
         ahead = self.ahead(here, y * (spec.width // pixels) + column // pixels, pixels)
         tile.accumulate(self.source, offsets, weights, here, spec.in_channels, ahead)
         integers = product_weights.together(arithmetic, spec.expand)
-        inner = Output(self.kernel, lanes, spec.expand, self.ring, None, *finishing, integers=integers)
+        inner = Output(self.kernel, arithmetic, spec.expand, self.ring, None, *finishing, integers=integers)
         together = e.together
 
         def store(i: int, v: int, values: list[Vector]) -> None:

@@ -5,8 +5,18 @@ import re
 import pytest
 import tvm
 
-from planish.backends.tvm.arithmetic import NeonFp32, X86Fp32, fp32
-from planish.backends.tvm.kernels import DirectConv, Epilogue, ExpandDepthwise, Pointwise, Window, prim_func
+from planish.backends.c.compile import compile_kernels
+from planish.backends.tvm import lowering
+from planish.backends.tvm.arithmetic import NeonFp16, NeonFp32, Sdot, Smull, X86Fp32, fp32
+from planish.backends.tvm.kernels import (
+    DirectConv,
+    Epilogue,
+    ExpandDepthwise,
+    Pointwise,
+    Requantize,
+    Window,
+    prim_func,
+)
 from planish.backends.tvm.kernels.builder import Kernel
 
 from .assembly import innermost_loops, multiply_adds, vector_stores
@@ -20,6 +30,9 @@ SPECS = {
 }
 AVX512 = tvm.target.Target({"kind": "llvm", "mcpu": "skylake-avx512", "mattr": ["-prefer-256-bit"]})
 PI = tvm.target.Target({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72"})
+PI_5 = tvm.target.Target({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"})
+# Writing one lane of a vector, or reading one into a general register. No kernel below has a reason to.
+LANE_MOVES = re.compile(r"^\s+(?:(?:mov|ins)\s+v\d+\.[bhsd]\[\d+\],|umov\s|smov\s)", re.MULTILINE)
 
 
 def assembly(function, target) -> str:
@@ -67,6 +80,34 @@ def test_arm_code_multiplies_by_lane(spec):
     loops = hot_loops(assembly(prim_func(spec, NeonFp32(4, 32)), PI))
     by_lane = [re.search(r"fmla\s+v\d+\.4s, v\d+\.4s, v\d+\.s\[\d\]", line) for loop in loops for line in loop]
     assert sum(map(bool, by_lane)) >= 32
+
+
+def pi_5_assembly(spec, arithmetic) -> str:
+    """As a board's program is compiled."""
+    return compile_kernels({"kernel": prim_func(spec, arithmetic)}, PI_5, "").read_assembly()
+
+
+@pytest.mark.parametrize("arithmetic", [NeonFp32(4, 32), NeonFp16(8, 32), Sdot(4, 32), Smull(4, 32)])
+def test_arm_accumulators_are_whole_vectors(arithmetic):
+    """Where LLVM sees accumulators lane by lane, each lane is moved to and fro: a third of the speed."""
+    epilogue = Requantize() if arithmetic.accumulator == "int32" else RELU6
+    for spec in (Pointwise(1, 14, 14, 96, 96, epilogue), DirectConv(1, 14, 14, 64, 64, SAME, epilogue=epilogue)):
+        assert not LANE_MOVES.findall(pi_5_assembly(spec, arithmetic))
+
+
+@pytest.mark.parametrize("arithmetic", [NeonFp32(4, 32), Sdot(4, 32)])
+def test_accumulators_by_lanes_would_be_seen(arithmetic, monkeypatch):
+    """Without this pass the indices of registers are sums of vectors, which LLVM does not take for a whole one."""
+    monkeypatch.setattr(lowering, "_FOR_TVM_ONLY", lowering._FOR_TVM_ONLY | {"tirx.StmtSimplify"})
+    epilogue = Requantize() if arithmetic.accumulator == "int32" else RELU6
+    assert LANE_MOVES.findall(pi_5_assembly(Pointwise(1, 14, 14, 96, 96, epilogue), arithmetic))
+
+
+@pytest.mark.parametrize("arithmetic", [NeonFp32(4, 32), NeonFp16(8, 32)])
+def test_arm_code_clips_without_selecting(arithmetic):
+    text = pi_5_assembly(SPECS["pointwise"], arithmetic)
+    assert "fmax" in text and "fmin" in text
+    assert not re.search(r"\b(?:fcm\w+|bsl|bit|bif|bic)\s+v", text)
 
 
 def test_only_the_ring_of_the_fused_kernel_is_heap_memory():
