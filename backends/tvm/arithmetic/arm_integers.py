@@ -23,8 +23,17 @@ class NeonIntegers(Integers):
     together: ClassVar[int] = 4
     table_lanes: ClassVar[int] = 16
 
+    def stored_bytes(self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any) -> Any:
+        """Both steps are exact in 16 bits."""
+        lanes = len(reals) * self.lanes
+        steps = self.held(reals, low, high) + T.broadcast(T.cast(zero_point, "int16"), lanes)
+        return T.cast(steps, f"{self.activation}x{lanes}")
+
     def held(self, reals: Sequence[Any], low: Any, high: Any) -> Any:
-        """Adding 1.5 * 2**23 rounds to a whole number, which the sum's low bits hold: cheaper than to convert."""
+        """Rounded and held between two whole numbers, as one vector of int16.
+
+        Adding 1.5 * 2**23 rounds to a whole number, which the sum's low bits hold: cheaper than to convert.
+        """
         rounder = T.broadcast(T.float32(1.5 * 2**23), self.lanes)
         ends = [("fmax", T.broadcast(low, self.lanes)), ("fmin", T.broadcast(high, self.lanes))]
         whole = []

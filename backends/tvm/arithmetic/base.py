@@ -162,14 +162,15 @@ class Integers(Arithmetic):
     lane_weight: ClassVar[str] = "int16"
     means: ClassVar[str] = "int32"
 
-    together: ClassVar[int] = 1  # vectors of sums that become bytes at a time, where `held` does it
+    together: ClassVar[int] = 1  # vectors of sums that become bytes at a time
+    joins_pixels: ClassVar[bool] = False  # whether it is worth it to take them from several pixels
     takes_any_byte: ClassVar[bool] = True  # as a weight, -128 too, in the order of `panels`: so may be activations
     table_lanes: ClassVar[int] = 0  # bytes that `look_up` takes at a time; 0 where it looks up one by one
 
-    def held(self, reals: Sequence[Any], low: Any, high: Any) -> Any:
-        """Vectors of float32, rounded half to even and held between two whole numbers, as one vector of int16.
+    def stored_bytes(self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any) -> Any:
+        """Vectors of float32, rounded half to even, held between two whole numbers, plus zero_point, as one of bytes.
 
-        low, high: float32, within the range of int16.
+        low, high, zero_point: float32 scalars; the sums lie within the range of the activations.
         """
         raise NotImplementedError
 

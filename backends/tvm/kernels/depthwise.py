@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..arithmetic import Arithmetic
+from ..arithmetic import Arithmetic, Integers
 from . import packing, product_weights
 from .builder import Index, Kernel, Vector, View
+from .microkernel import halved
 from .output import Output
 from .shapes import Depthwise, Signature, Window, round_up
 from .tile import is_parallel
@@ -101,11 +102,12 @@ class Taps:
         columns: Columns,
         column: Index,
         group: Index,
-        store: Callable[[int, list[Vector]], None],
+        store: Callable[[list[int], list[Vector]], None],
     ) -> None:
         """Neighbouring output columns of one group of `vectors` vectors of channels.
 
-        line(y) is the offset in `source` of that group in input row y; store(i, values) takes the result of column i.
+        line(y) is the offset in `source` of that group in input row y; store(columns, values) takes the results of some
+        columns, those of a column side by side.
         """
         (tall, wide), lanes, together = self.window.kernel, self.arithmetic.lanes, self.arithmetic.lanes * self.vectors
         sums = [self.kernel.registers(self.vectors, lanes, self.arithmetic.accumulator) for _ in range(columns.size)]
@@ -126,8 +128,15 @@ class Taps:
                 else:
                     values = [source.vector(place, together) for place in places]
                     self.arithmetic.multiply_taps(sums[i], values, read)
-        for i, totals in enumerate(sums):
-            store(i, [total.value for total in totals])
+        for first, count in halved(columns.size, self.joined):
+            some = range(first, first + count)
+            store(list(some), [total.value for i in some for total in sums[i]])
+
+    @property
+    def joined(self) -> int:
+        """Columns that are finished at a time."""
+        how = self.arithmetic
+        return how.together // self.vectors if isinstance(how, Integers) and how.joins_pixels else 1
 
     @property
     def reads_spans(self) -> bool:
@@ -173,13 +182,13 @@ def prim_func(spec: Depthwise, arithmetic: Arithmetic) -> Any:
                         return y * (spec.width * pitch) + channel
 
                     def store(
-                        c: int,
+                        some: list[int],
                         values: list[Vector],
                         output: Output = output,
                         place: Index = place,
                         channels: list[Index] = channels,
                     ) -> None:
-                        output.write_together(place + c * pitch, values, channels)
+                        output.write_runs([place + c * pitch for c in some], values, channels * len(some))
 
                     taps.tile(source, line, row, columns, column, group, store)
     return kernel.prim_func

@@ -148,8 +148,10 @@ class _Nest:
                 def line(y: Index, g: Index = g) -> Index:
                     return self.expansion.line(y, g, cut)
 
-                def store(c: int, values: list[Vector], place: Index = place, channels: list[Index] = channels) -> None:
-                    output.write_together(place + c * pitch, values, channels)
+                def store(
+                    some: list[int], values: list[Vector], place: Index = place, channels: list[Index] = channels
+                ) -> None:
+                    output.write_runs([place + c * pitch for c in some], values, channels * len(some))
 
                 self.taps.tile(ring, line, row, columns, column, group, store)
 

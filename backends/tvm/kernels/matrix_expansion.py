@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..arithmetic import Amx
-from . import matrix_conv, matrix_plan
+from . import matrix_conv, matrix_plan, product_weights
 from .builder import Index, Kernel, View
 from .expansion import Expansion, Fill, pointwise_of
 from .matrix_plan import MatrixPlan
@@ -67,13 +67,16 @@ class MatrixExpansion(Expansion):
 
     @contextmanager
     def filling(self, kernel: Kernel, source: View, weights: list[View]) -> Iterator[Fill]:
-        p = self.plan
+        p, how = self.plan, self.arithmetic
         panels, bias, _, multiplier, constants = weights
-        tiles = Tiles.of(kernel, self.arithmetic, p, panels, bias)
+        tiles = Tiles.of(kernel, how, p, panels, bias)
 
         def fill(image: Index, y: Index, panel: Index, cut: Segment, ring: View) -> None:
             first = panel * self.vectors
-            output = Output(kernel, self.arithmetic, self.spec.expand, ring, None, multiplier, constants)
+            integers = product_weights.together(self.arithmetic, self.spec.expand)
+            output = Output(
+                kernel, self.arithmetic, self.spec.expand, ring, None, multiplier, constants, integers
+            )
             place = self.line(y, 0, cut) - first * p.vector_pitch
             block = Block(source.at(image), y * (self.spec.width * p.in_pitch), output, place)
             for part in segments(cut.size, p.wide):

@@ -10,6 +10,7 @@ from ..arithmetic.tir import T
 from ..arithmetic.x86_matrix import CONFIGURATION
 from .builder import REGISTER_SCOPE, Index, Kernel, View, smallest
 from .matrix_plan import MatrixPlan
+from .microkernel import halved
 from .output import Output
 
 TILE = 256  # int32 of a tile of sums
@@ -137,14 +138,56 @@ class Tiles:
 
     def finish(self, block: Block, line: Index, column: Index, tile: int, vector: Index, wide: int) -> None:
         """Write the tiles of one line, from number `tile` on; pixels that the tile before has written are left out."""
-        p, lanes = self.plan, self.arithmetic.lanes
+        p = self.plan
         first, written = self.pixels(line, column)
         place = block.place + (first if p.pixels else line * p.row_pixels + first) * p.out_pitch
-        with self.kernel.loop(p.size - written, written) as j:
-            for v in range(wide):
-                value = self.sums.vector((tile + v) * TILE + j * lanes, lanes)
-                here = place + j * p.out_pitch + (vector + v) * p.vector_pitch
-                block.output.write(here, value, (vector + v) * lanes)
+        write = _Write(self, block.output, place, tile, vector, wide)
+        most = max(1, block.output.together // (1 if write.joins_pixels else wide))
+        count = p.size - written
+        with self.kernel.loop(count // most) as some:
+            write.pixels(written + some * most, most)
+        if isinstance(count, int):
+            for begin, size in halved(count % most, most):
+                write.pixels(count - count % most + begin, size)
+        else:
+            with self.kernel.loop(count % most, p.size - count % most) as pixel:
+                write.pixels(pixel, 1)
+
+
+@dataclass(frozen=True)
+class _Write:
+    """From tiles of sums to the output. place: of pixel 0 of the tiles; vector: number of their first vector."""
+
+    tiles: Tiles
+    output: Output
+    place: Index
+    tile: int
+    vector: Index
+    wide: int
+
+    @property
+    def joins_pixels(self) -> bool:
+        """Whether the pixels of a vector lie side by side, and not the vectors of a pixel."""
+        return self.tiles.plan.out_pitch == self.tiles.arithmetic.lanes
+
+    def pixels(self, first: Index, count: int) -> None:
+        """Some neighbouring pixels."""
+        pixels, vectors = range(count), range(self.wide)
+        if self.joins_pixels:
+            for v in vectors:
+                self.runs([self.offset(first, v)], [(first + i, v) for i in pixels])
+        else:
+            offsets = [self.offset(first + i, 0) for i in pixels]
+            self.runs(offsets, [(first + i, v) for i in pixels for v in vectors])
+
+    def runs(self, offsets: list[Index], sums: list[tuple[Index, int]]) -> None:
+        lanes = self.tiles.arithmetic.lanes
+        values = [self.tiles.sums.vector((self.tile + v) * TILE + pixel * lanes, lanes) for pixel, v in sums]
+        self.output.write_runs(offsets, values, [(self.vector + v) * lanes for _, v in sums])
+
+    def offset(self, pixel: Index, v: int) -> Index:
+        p = self.tiles.plan
+        return self.place + pixel * p.out_pitch + (self.vector + v) * p.vector_pitch
 
 
 def _address(view: View, offset: Index) -> Any:

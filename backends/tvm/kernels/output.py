@@ -56,16 +56,27 @@ class Output:
 
     def write_together(self, offset: Index, values: Sequence[Vector], channels: Sequence[Index]) -> None:
         """Finish vectors that lie side by side from `offset` on, each with its first channel."""
+        self.write_runs([offset], values, channels)
+
+    def write_runs(self, offsets: Sequence[Index], values: Sequence[Vector], channels: Sequence[Index]) -> None:
+        """Finish vectors, each with its first channel. They are runs of equal length: one lies side by side from each
+        of the offsets on."""
+        length = len(values) // len(offsets)
+        places = [offset + i * self.lanes for offset in offsets for i in range(length)]
         if self.integers is None:
-            for i, (value, channel) in enumerate(zip(values, channels, strict=True)):
-                self.write(offset + i * self.lanes, value, channel)
+            for place, value, channel in zip(places, values, channels, strict=True):
+                self.write(place, value, channel)
             return
         assert self.multiplier is not None and self.constants is not None
         factors = [self.multiplier.vector(channel, self.lanes) for channel in channels]
-        places = [offset + i * self.lanes for i in range(len(values))]
         residuals = [self.residual.vector(place, self.lanes) for place in places] if self.residual else []
         stored = requantize.finish_together(self.integers, values, factors, self.constants, residuals)
-        self.target.store(offset, stored, len(values) * self.lanes)
+        size = length * self.lanes
+        if len(offsets) == 1:
+            self.target.store(offsets[0], stored, size)
+            return
+        for i, offset in enumerate(offsets):
+            self.target.store(offset, T.Shuffle([stored], list(range(i * size, (i + 1) * size))), size)
 
     def _finish(self, value: Vector, channel: Index, residual: Vector | None) -> Vector:
         if isinstance(self.epilogue, Epilogue):

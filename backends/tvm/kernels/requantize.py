@@ -146,10 +146,8 @@ def finish_together(
     if residuals:
         reals = [grid.total(grid.rounded(real), other) for real, other in zip(reals, residuals, strict=True)]
         low, high = Constant.LOW_OF_SUM, Constant.HIGH_OF_SUM
-    steps = arithmetic.held(reals, constant.scalar(int(low)), constant.scalar(int(high)))
-    lanes = len(sums) * arithmetic.lanes
-    zero_point = T.broadcast(T.cast(constant.scalar(int(Constant.ZERO_POINT)), "int16"), lanes)
-    return T.cast(steps + zero_point, f"{arithmetic.activation}x{lanes}")
+    bounds = (constant.scalar(int(each)) for each in (low, high, Constant.ZERO_POINT))
+    return arithmetic.stored_bytes(reals, *bounds)
 
 
 def result_dtype(epilogue: Any, activation: str) -> str:
