@@ -2,6 +2,7 @@
 
 import platform
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -69,6 +70,12 @@ def integer_machines() -> dict[str, Machine]:
     }
 
 
+@lru_cache(maxsize=256)
+def _compiled(spec: Spec, machine: Machine) -> tvm.runtime.Executable:
+    """One kernel serves all the tests that only differ in its operands."""
+    return tvm.compile(prim_func(spec, machine.arithmetic).with_attr("global_symbol", "kernel"), machine.target())
+
+
 class Runner:
     """Runs specs on one machine."""
 
@@ -77,7 +84,7 @@ class Runner:
         self.arithmetic = machine.arithmetic
 
     def compile(self, spec: Spec) -> tvm.runtime.Executable:
-        return tvm.compile(prim_func(spec, self.arithmetic).with_attr("global_symbol", "kernel"), self.machine.target())
+        return _compiled(spec, self.machine)
 
     def packed(self, x: torch.Tensor) -> np.ndarray:
         """NCHW -> NHWCp with filler in the padding lanes."""
