@@ -11,7 +11,7 @@ import numpy as np
 from ..arithmetic import Arithmetic, Integers
 from ..arithmetic.tir import T
 from .builder import Index, Kernel, View
-from .integer_elementwise import quantized, quantized_one
+from .quantize_image import quantized, quantized_one
 from .requantize import CONSTANTS, Steps
 from .shapes import Signature
 from .tile import is_parallel

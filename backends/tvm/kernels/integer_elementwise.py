@@ -8,7 +8,8 @@ import numpy as np
 
 from ..arithmetic import Arithmetic, Integers
 from ..arithmetic.tir import T
-from .builder import Index, Kernel, Parameters, Vector, View
+from .builder import Index, Kernel, Parameters, Vector
+from .quantize_image import quantize_row
 from .requantize import CONSTANTS, Constant, Steps
 from .shapes import IntegerAdd, IntegerMul, Lookup, Signature, ToFloat, ToIntegers, round_up
 from .tile import is_parallel
@@ -49,7 +50,7 @@ def prim_func(spec: Elementwise, arithmetic: Arithmetic) -> Any:
         given = kernel.parameters(signature(spec, arithmetic))
         with kernel.grid(spec.batch or given.batch, spec.height, parallel=parallel) as (image, row):
             if isinstance(spec, ToIntegers):
-                _quantize_row(kernel, spec, arithmetic, given, image, row)
+                quantize_row(kernel, spec, arithmetic, given, image, row)
             elif isinstance(spec, Lookup):
                 assert isinstance(arithmetic, Integers)
                 _look_up_row(kernel, spec, arithmetic, given, image, row)
@@ -101,51 +102,3 @@ def _look_up_row(
     if rest:
         place = row * length + length - lanes
         target.store(place, arithmetic.look_up(table, source.vector(place, lanes)), lanes)
-
-
-def _quantize_row(
-    kernel: Kernel, spec: ToIntegers, arithmetic: Arithmetic, given: Parameters, image: Index, row: Index
-) -> None:
-    """A row of every plane is quantized by vectors of pixels into bytes, which then go to their pixels."""
-    lanes, pitch, kind = arithmetic.lanes, round_up(spec.channels, arithmetic.lanes), arithmetic.activation
-    source, target = given.sources[0].at(image), given.target.at(image)
-    bytes_of_row = kernel.workspace(spec.channels * spec.width, kind)
-    whole, rest = divmod(spec.width, lanes)
-    with kernel.loop(spec.channels) as channel:
-        line, place = (channel * spec.height + row) * spec.width, channel * spec.width
-        if whole:
-            with kernel.loop(whole) as i:
-                value = quantized(Steps(lanes, given.weights[0]), source.vector(line + i * lanes, lanes))
-                bytes_of_row.store(place + i * lanes, T.cast(value, f"{kind}x{lanes}"), lanes)
-        if rest:
-            with kernel.loop(rest, whole * lanes) as column:
-                one = quantized_one(given.weights[0], source, line + column)
-                bytes_of_row.store(place + column, T.cast(one, kind))
-    with kernel.loop(spec.width) as column:
-        with kernel.loop(spec.channels) as channel:
-            pixel = (row * spec.width + column) * pitch
-            target.store(pixel + channel, bytes_of_row.scalar(channel * spec.width + column))
-        if pitch > spec.channels:
-            with kernel.loop(pitch - spec.channels, spec.channels) as channel:
-                target.store((row * spec.width + column) * pitch + channel, T.cast(0, kind))
-
-
-def quantized(grid: Steps, real: Vector) -> Vector:
-    return grid.stored(grid.rounded(_without_nan(real, grid.lanes) / grid.number(Constant.SCALE)))
-
-
-def quantized_one(constants: View, source: View, place: Index) -> Any:
-    steps = T.round(_without_nan(source.scalar(place), 1) / constants.scalar(int(Constant.SCALE)))
-    low, high = constants.scalar(int(Constant.LOW)), constants.scalar(int(Constant.HIGH))
-    return T.cast(T.min(T.max(steps, low), high) + constants.scalar(int(Constant.ZERO_POINT)), "int32")
-
-
-def _without_nan(real: Vector, lanes: int) -> Vector:
-    """Zero for NaN, which is told by its bits: TVM takes `x == x` for true."""
-
-    def spread(value: Any) -> Vector:
-        return value if lanes == 1 else T.broadcast(value, lanes)
-
-    bits = T.reinterpret(real, dtype="int32" if lanes == 1 else f"int32x{lanes}")
-    is_nan = (bits & spread(T.int32(0x7FFFFFFF))) > spread(T.int32(0x7F800000))
-    return T.Select(is_nan, spread(T.float32(0)), real)

@@ -73,10 +73,8 @@ class MatrixExpansion(Expansion):
 
         def fill(image: Index, y: Index, panel: Index, cut: Segment, ring: View) -> None:
             first = panel * self.vectors
-            integers = product_weights.together(self.arithmetic, self.spec.expand)
-            output = Output(
-                kernel, self.arithmetic, self.spec.expand, ring, None, multiplier, constants, integers
-            )
+            integers = product_weights.together(how, self.spec.expand)
+            output = Output(kernel, how, self.spec.expand, ring, None, multiplier, constants, integers)
             place = self.line(y, 0, cut) - first * p.vector_pitch
             block = Block(source.at(image), y * (self.spec.width * p.in_pitch), output, place)
             for part in segments(cut.size, p.wide):

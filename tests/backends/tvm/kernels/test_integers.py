@@ -266,9 +266,12 @@ def test_conversions(case):
     x = torch.from_numpy(case.generator(0).normal(0, 40, (2, 5, 3, 37)).astype(np.float32))
     x[0, 0, 0, :6] = torch.tensor([0.125, 0.375, -0.125, float("nan"), float("inf"), float("-inf")])
     numbers = constants(grid, scale=scale)
-    got = unpacked(case.runner.call(ToIntegers(2, 3, 37, 5), [x.numpy()], (numbers,)), 5)
     steps = np.nan_to_num(np.rint(x.numpy() / np.float32(scale)), nan=0.0, posinf=1e9, neginf=-1e9)
-    np.testing.assert_array_equal(got.numpy(), np.clip(steps + grid.zero_point, grid.low, grid.high))
+    wanted = np.clip(steps + grid.zero_point, grid.low, grid.high)
+    for channels, width in ((5, 37), (3, 37), (4, 32), (1, 2)):  # up to four channels have a way of their own
+        part = np.ascontiguousarray(x.numpy()[:, :channels, :, :width])
+        got = unpacked(case.runner.call(ToIntegers(2, 3, width, channels), [part], (numbers,)), channels)
+        np.testing.assert_array_equal(got.numpy(), wanted[:, :channels, :, :width])
     q, zero_point = case.bytes(2, 5, 3, 37), case.grid(1).zero_point
     numbers = constants(StoredGrid(0, 0, 0), scale=scale, zero_own=zero_point)
     got = case.runner.images(ToFloat(2, 3, 37, 5), q, numbers)

@@ -1,0 +1,99 @@
+"""Plain float images to packed bytes, one row at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..arithmetic import Arithmetic
+from ..arithmetic.tir import T
+from .builder import Index, Kernel, Parameters, Vector, View
+from .requantize import Constant, Steps
+from .shapes import ToIntegers, round_up
+
+FEW = 4  # channels whose bytes fill one int32
+
+
+def quantize_row(
+    kernel: Kernel, spec: ToIntegers, arithmetic: Arithmetic, given: Parameters, image: Index, row: Index
+) -> None:
+    """Images of few channels go from registers to memory, others by way of a row of bytes."""
+    if spec.channels <= FEW and spec.width >= arithmetic.lanes:
+        _few_channels(kernel, spec, arithmetic, given, image, row)
+    else:
+        _many_channels(kernel, spec, arithmetic, given, image, row)
+
+
+def _few_channels(
+    kernel: Kernel, spec: ToIntegers, arithmetic: Arithmetic, given: Parameters, image: Index, row: Index
+) -> None:
+    """A vector of pixels at a time; the last one begins early enough to end with the row, and does some again."""
+    lanes, source, target = arithmetic.lanes, given.sources[0].at(image), given.target.at(image)
+    grid, words = Steps(lanes, given.weights[0]), round_up(spec.channels, lanes) // FEW  # int32 of a pixel
+    per_store = lanes // words  # pixels
+
+    def pixels(column: Index) -> None:
+        planes = [(channel * spec.height + row) * spec.width + column for channel in range(spec.channels)]
+        values = [quantized(grid, source.vector(place, lanes)) for place in planes]
+        (word,) = kernel.registers(1, lanes, "int32")
+        word.value = values[0] & T.broadcast(T.int32(0xFF), lanes)
+        for i, value in enumerate(values[1:], 1):
+            word.value = word.value | (value & T.broadcast(T.int32(0xFF), lanes)) << T.broadcast(T.int32(8 * i), lanes)
+        nothing = T.broadcast(T.int32(0), lanes)
+        for first in range(0, lanes, per_store):
+            spread = [first + i // words if i % words == 0 else lanes for i in range(lanes)]
+            stored = word.value if words == 1 else T.Shuffle([word.value, nothing], spread)
+            place = (row * spec.width + column + first) * (words * FEW)
+            target.store(place, T.reinterpret(stored, dtype=f"{arithmetic.activation}x{lanes * FEW}"), lanes * FEW)
+
+    with kernel.loop(spec.width // lanes) as i:
+        pixels(i * lanes)
+    if spec.width % lanes:
+        pixels(spec.width - lanes)
+
+
+def _many_channels(
+    kernel: Kernel, spec: ToIntegers, arithmetic: Arithmetic, given: Parameters, image: Index, row: Index
+) -> None:
+    """A row of every plane is quantized by vectors of pixels into bytes, which then go to their pixels."""
+    lanes, pitch, kind = arithmetic.lanes, round_up(spec.channels, arithmetic.lanes), arithmetic.activation
+    source, target = given.sources[0].at(image), given.target.at(image)
+    bytes_of_row = kernel.workspace(spec.channels * spec.width, kind)
+    whole, rest = divmod(spec.width, lanes)
+    with kernel.loop(spec.channels) as channel:
+        line, place = (channel * spec.height + row) * spec.width, channel * spec.width
+        if whole:
+            with kernel.loop(whole) as i:
+                value = quantized(Steps(lanes, given.weights[0]), source.vector(line + i * lanes, lanes))
+                bytes_of_row.store(place + i * lanes, T.cast(value, f"{kind}x{lanes}"), lanes)
+        if rest:
+            with kernel.loop(rest, whole * lanes) as column:
+                one = quantized_one(given.weights[0], source, line + column)
+                bytes_of_row.store(place + column, T.cast(one, kind))
+    with kernel.loop(spec.width) as column:
+        with kernel.loop(spec.channels) as channel:
+            pixel = (row * spec.width + column) * pitch
+            target.store(pixel + channel, bytes_of_row.scalar(channel * spec.width + column))
+        if pitch > spec.channels:
+            with kernel.loop(pitch - spec.channels, spec.channels) as channel:
+                target.store((row * spec.width + column) * pitch + channel, T.cast(0, kind))
+
+
+def quantized(grid: Steps, real: Vector) -> Vector:
+    return grid.stored(grid.rounded(_without_nan(real, grid.lanes) / grid.number(Constant.SCALE)))
+
+
+def quantized_one(constants: View, source: View, place: Index) -> Any:
+    steps = T.round(_without_nan(source.scalar(place), 1) / constants.scalar(int(Constant.SCALE)))
+    low, high = constants.scalar(int(Constant.LOW)), constants.scalar(int(Constant.HIGH))
+    return T.cast(T.min(T.max(steps, low), high) + constants.scalar(int(Constant.ZERO_POINT)), "int32")
+
+
+def _without_nan(real: Vector, lanes: int) -> Vector:
+    """Zero for NaN, which is told by its bits: TVM takes `x == x` for true."""
+
+    def spread(value: Any) -> Vector:
+        return value if lanes == 1 else T.broadcast(value, lanes)
+
+    bits = T.reinterpret(real, dtype="int32" if lanes == 1 else f"int32x{lanes}")
+    is_nan = (bits & spread(T.int32(0x7FFFFFFF))) > spread(T.int32(0x7F800000))
+    return T.Select(is_nan, spread(T.float32(0)), real)
