@@ -32,7 +32,6 @@ SHAPES: dict[str, Any] = {
     "lite0 expand 14 112-672": ExpandDepthwise(1, 14, 14, 112, 672, Window((5, 5), (1, 1), (2,) * 4), RELU6, RELU6),
     # MobileNetV2
     "mobilenet-v2 project 56 144-24": Pointwise(1, 56, 56, 144, 24, Epilogue(residual="after")),
-    "mobilenet-v2 project 28 192-32": Pointwise(1, 28, 28, 192, 32),
     "mobilenet-v2 project 14 384-64": Pointwise(1, 14, 14, 384, 64),
     "mobilenet-v2 project 14 576-96": Pointwise(1, 14, 14, 576, 96),
     "mobilenet-v2 project 7 960-160": Pointwise(1, 7, 7, 960, 160),
@@ -48,6 +47,7 @@ SHAPES: dict[str, Any] = {
     "resnet50 1x1/2 56 256-512": DirectConv(1, 56, 56, 256, 512, Window((1, 1), (2, 2))),
     "resnet50 1x1 28 512-128": Pointwise(1, 28, 28, 512, 128, RELU),
     "resnet50 1x1 14 256-1024": Pointwise(1, 14, 14, 256, 1024, Epilogue("relu", residual="before")),
+    "resnet50 1x1 14 1024-256": Pointwise(1, 14, 14, 1024, 256, RELU),
     "resnet50 1x1 7 2048-512": Pointwise(1, 7, 7, 2048, 512, RELU),
     # U-Net
     "unet 3x3 112 64-64": _conv(112, 64, 64),
