@@ -47,14 +47,14 @@ def tune(
 def fastest(spec: Any, arithmetic: Arithmetic, count: int, target: Target) -> tuple[int, int]:
     """(pixels, vectors) of the fastest of the rule's `count` best tiles for one layer."""
     tiles = candidates(tiling(spec, arithmetic), replace(arithmetic, cores=1, tiles=NO_TILES))[:count]
-    best = tiles[0] if len(tiles) == 1 else choice(TileTimes(spec, arithmetic, tiles, target).least(ROUNDS))
+    best = tiles[0] if len(tiles) == 1 else choice(TileTimes(spec, arithmetic, tiles, target).ratios(ROUNDS))
     return best.pixels, best.vectors
 
 
-def choice(seconds: dict[Tile, float]) -> Tile:
-    """The fastest tile, if it is clearly faster than the first one, which is the rule's."""
-    rule, best = next(iter(seconds)), min(seconds, key=seconds.__getitem__)
-    return best if seconds[best] < CLEARLY * seconds[rule] else rule
+def choice(ratios: dict[Tile, float]) -> Tile:
+    """The fastest tile, if it is clearly faster than the first one, which is the rule's and has ratio 1."""
+    rule, best = next(iter(ratios)), min(ratios, key=ratios.__getitem__)
+    return best if ratios[best] < CLEARLY else rule
 
 
 def _layers(graph: Graph, target: Target) -> dict[tuple[str, str], tuple[Any, Arithmetic]]:

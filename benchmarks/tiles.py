@@ -3,9 +3,10 @@
     python benchmarks/tiles.py [--shapes PART ...] [--limit N] [--precision float|int8] [--rounds 40] [--json FILE]
 
 Every tile of a layer is compiled into one library, and all take turns on one core with weights that are not in its
-caches. The least time of each counts, so that other work on the machine does little harm; a second look with four times
-the rounds decides between the rule's tile and those that were within 15 % of the best. --shapes keeps layers whose name
-contains one of the words; --json adds the rows to those of a file, so that a long run can be made in pieces.
+caches. Times are compared within a round, and the median of the rounds counts, so that neither the clock's moods nor
+other work do much harm; a second look with four times the rounds decides between the rule's tile and those within 15 %
+of the best. --shapes keeps layers whose name contains one of the words; --json adds the rows to those of a file, so
+that a long run can be made in pieces.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from planish.backends.target import Target
 from planish.backends.tvm.arithmetic import Arithmetic, Vnni, fp32, integers
 from planish.backends.tvm.kernels import FAMILIES
 from planish.backends.tvm.kernels.tile import Tile, candidates
-from planish.backends.tvm.tile_times import TileTimes
+from planish.backends.tvm.tile_times import TileTimes, ratios
 
 CLOSE = 1.10  # the rule is held to this times the best tile's time
 AGAIN = 1.15  # tiles within this of the best are measured a second time
@@ -30,33 +31,33 @@ AGAIN = 1.15  # tiles within this of the best are measured a second time
 
 @dataclass(frozen=True)
 class Row:
-    """One layer: microseconds of the rule's tile and of the best one, and how many tiles there are."""
+    """One layer.
+
+    rule, best  (pixels, vectors) of the rule's tile and of the fastest
+    rule_us     microseconds of the rule's tile, the least
+    ratio       time of the rule's tile over the fastest one's
+    times       of every tile ("7x3"), over the rule's
+    """
 
     layer: str
     arithmetic: str
-    tiles: int
     rule: tuple[int, int]
     best: tuple[int, int]
     rule_us: float
-    best_us: float
-    all_us: dict[str, float]
-
-    @property
-    def ratio(self) -> float:
-        return self.rule_us / self.best_us
+    ratio: float
+    times: dict[str, float]
 
 
 def measure(layer: str, spec: Any, arithmetic: Arithmetic, target: Target, rounds: int) -> Row:
     tiles = candidates(FAMILIES[type(spec)].tiling(spec, arithmetic), arithmetic)
     rule = tiles[0]
-    first = TileTimes(spec, arithmetic, tiles, target).least(rounds)
-    fastest = min(first.values())
-    close = [tile for tile in tiles if tile == rule or first[tile] <= AGAIN * fastest]
-    second = TileTimes(spec, arithmetic, close, target).least(4 * rounds)
-    times = first | {tile: min(first[tile], second[tile]) for tile in close}
-    best = min(times, key=times.__getitem__)
-    return Row(layer, arithmetic.name, len(tiles), _pair(rule), _pair(best), 1e6 * times[rule], 1e6 * times[best],
-               {f"{t.pixels}x{t.vectors}": 1e6 * seconds for t, seconds in times.items()})  # fmt: skip
+    times = TileTimes(spec, arithmetic, tiles, target).ratios(rounds)
+    close = [tile for tile in tiles if tile == rule or times[tile] <= AGAIN * min(times.values())]
+    taken = TileTimes(spec, arithmetic, close, target).taken(4 * rounds)
+    times |= ratios(taken)
+    best = min(close, key=times.__getitem__)
+    return Row(layer, arithmetic.name, _pair(rule), _pair(best), 1e6 * min(taken[rule]), 1 / times[best],
+               {"x".join(map(str, _pair(tile))): share for tile, share in times.items()})  # fmt: skip
 
 
 def _pair(tile: Tile) -> tuple[int, int]:
@@ -75,13 +76,14 @@ def arithmetic_of(precision: str, target: Target) -> Arithmetic:
 
 
 def table(rows: list[Row]) -> Table:
-    shown = Table(title="microseconds of the rule's tile and of the best, pixels x vectors", title_justify="left")
-    for heading in ("layer", "tiles", "rule", "best", "rule, us", "best, us", "ratio"):
+    shown = Table(title="the rule's tile and the best, pixels x vectors", title_justify="left")
+    for heading in ("layer", "tiles", "rule", "best", "rule, us", "rule / best"):
         shown.add_column(heading, justify="left" if heading == "layer" else "right")
     for row in rows:
         pairs = ("x".join(map(str, pair)) for pair in (row.rule, row.best))
-        times = f"{row.rule_us:.1f}", f"{row.best_us:.1f}", f"{row.ratio:.3f}"
-        shown.add_row(f"{row.layer}, {row.arithmetic}", str(row.tiles), *pairs, *times)
+        shown.add_row(
+            f"{row.layer}, {row.arithmetic}", str(len(row.times)), *pairs, f"{row.rule_us:.1f}", f"{row.ratio:.3f}"
+        )
     return shown
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -43,15 +44,19 @@ class TileTimes:
         self._operands = _operands(shapes, 2 * 1024 * target.l2_kib)
         self._turn = 0
 
-    def least(self, rounds: int) -> dict[Tile, float]:
-        """Seconds of the fastest call of each tile; they take turns, in an order that rotates."""
-        best = dict.fromkeys(self._calls, float("inf"))
+    def taken(self, rounds: int) -> dict[Tile, list[float]]:
+        """Seconds of each tile's call in every round; they take turns, in an order that rotates."""
+        taken: dict[Tile, list[float]] = {tile: [] for tile in self._calls}
         tiles = list(self._calls)
         for turn in range(rounds):
             first = turn % len(tiles)
             for tile in tiles[first:] + tiles[:first]:
-                best[tile] = min(best[tile], self._time(self._calls[tile]))
-        return best
+                taken[tile].append(self._time(self._calls[tile]))
+        return taken
+
+    def ratios(self, rounds: int) -> dict[Tile, float]:
+        """The time of each tile over that of the first one."""
+        return ratios(self.taken(rounds))
 
     def _time(self, call: Callable[..., None]) -> float:
         given = self._operands[self._turn % len(self._operands)]
@@ -59,6 +64,15 @@ class TileTimes:
         started = time.perf_counter()
         call(*given)
         return time.perf_counter() - started
+
+
+def ratios(taken: Mapping[Tile, Sequence[float]]) -> dict[Tile, float]:
+    """The median, over rounds, of a tile's time over that of the first tile in the same round.
+
+    The clock of a processor goes up and down by more than tiles differ, but slowly: calls of one round meet the same.
+    """
+    first = next(iter(taken.values()))
+    return {tile: median(a / b for a, b in zip(times, first, strict=True)) for tile, times in taken.items()}
 
 
 def with_tile(arithmetic: Arithmetic, spec: Any, tile: Tile) -> Arithmetic:
