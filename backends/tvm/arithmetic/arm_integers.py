@@ -115,6 +115,14 @@ class Sdot(ByPixel):
     """sdot by element, of cores with the dot product (Cortex-A55, A76 and newer)."""
 
     name: ClassVar[str] = "sdot"
+    lane_rows: ClassVar[int] = 4
+
+    def woven_rows(self, rows: Sequence[Any], lanes: int) -> Any:
+        """zip1 and zip2: rows 0 and 2, rows 1 and 3, then both."""
+        return _zipped(_zipped(rows[0], rows[2], lanes), _zipped(rows[1], rows[3], lanes), 2 * lanes)
+
+    def add_rows(self, total: Any, woven: Any, weights: Any) -> Any:
+        return self.add_products(total, woven, weights)
 
     def time(self, pixels: int, vectors: int) -> float:
         """Eight sums hide the latency of sdot; L2 gives a vector of weights in the time of four of them."""
@@ -180,6 +188,11 @@ class Smmla(NeonIntegers):
         """Beside the products each pair of pixels takes an instruction that puts it into one vector."""
         even = pixels + pixels % 2
         return super().time(even, vectors) + even / 2
+
+
+def _zipped(one: Any, other: Any, lanes: int) -> Any:
+    """Two vectors lane by lane."""
+    return T.Shuffle([one, other], [place for lane in range(lanes) for place in (lane, lanes + lane)])
 
 
 def spread_lane(vector: Any, lane: int, lanes: int) -> Any:

@@ -167,6 +167,16 @@ class Integers(Arithmetic):
     takes_any_byte: ClassVar[bool] = True  # as a weight, -128 too, in the order of `panels`: so may be activations
     table_lanes: ClassVar[int] = 0  # bytes that `look_up` takes at a time; 0 where it looks up one by one
 
+    lane_rows: ClassVar[int] = 1  # rows of a depthwise window that `add_rows` takes at a time
+
+    def woven_rows(self, rows: Sequence[Any], lanes: int) -> Any:
+        """Vectors of `lanes` activations, one of each of `lane_rows` rows, lane by lane. Only where that is above 1."""
+        raise NotImplementedError
+
+    def add_rows(self, total: Any, woven: Any, weights: Any) -> Any:
+        """total plus activations * weights, summed over rows. Both hold `lanes` columns as `woven_rows` weaves them."""
+        raise NotImplementedError
+
     def stored_bytes(self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any) -> Any:
         """Vectors of float32, rounded half to even, held between two whole numbers, plus zero_point, as one of bytes.
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..arithmetic import Arithmetic, Integers
-from . import packing, product_weights
-from .builder import Index, Kernel, Vector, View
+from . import packing, product_weights, woven_rows
+from .builder import Index, Kernel, Register, Vector, View
 from .microkernel import halved
 from .output import Output
 from .shapes import Depthwise, Signature, Window, round_up
@@ -28,7 +28,8 @@ def width(channels: int, arithmetic: Arithmetic) -> int:
 
 def tile_columns(window: Window, out_width: int, arithmetic: Arithmetic, vectors: int = 1) -> int:
     """Output columns per register tile: equal parts of a row; a row of weights and some inputs fit beside them."""
-    most = max(1, min(MOST_COLUMNS, (arithmetic.registers - window.kernel[1] - 2 * vectors) // vectors))
+    most = woven_rows.MOST_COLUMNS if woven_rows.takes(window, arithmetic) else MOST_COLUMNS
+    most = max(1, min(most, (arithmetic.registers - window.kernel[1] - 2 * vectors) // vectors))
     return -(-out_width // -(-out_width // most))
 
 
@@ -37,7 +38,9 @@ def signature(spec: Depthwise, arithmetic: Arithmetic) -> Signature:
     output = (spec.batch, *spec.window.output(spec.height, spec.width), channels)
     source = (spec.batch, spec.height, spec.width, channels)
     biases = channels * len(_reached(spec))
-    packed = ((channels * spec.window.taps,), arithmetic.lane_weight), ((biases,), arithmetic.accumulator)
+    woven = woven_rows.takes(spec.window, arithmetic)
+    each = woven_rows.weights_per_channel(spec.window, arithmetic) if woven else spec.window.taps
+    packed = ((channels * each,), arithmetic.lane_weight), ((biases,), arithmetic.accumulator)
     return product_weights.signature(spec.epilogue, arithmetic, source, output, packed, channels)
 
 
@@ -50,11 +53,18 @@ def pack(
     constants: np.ndarray | None = None,
     zero_point: int = 0,
 ) -> list[np.ndarray]:
-    """weight [channels, 1, kh, kw] -> [vectors][kh][kw][lanes], bias, and for integers what their epilogue reads."""
+    """weight [channels, 1, kh, kw] -> [vectors][kh][kw][lanes], bias, and for integers what their epilogue reads.
+
+    Where rows are woven, weights are as `woven_rows.pack` says.
+    """
     matrix = np.asarray(weight).reshape(spec.channels, -1)
     lanes = arithmetic.lanes * width(spec.channels, arithmetic)
+    if isinstance(arithmetic, Integers) and woven_rows.takes(spec.window, arithmetic):
+        weights = woven_rows.pack(matrix, spec.window, arithmetic, lanes)
+    else:
+        weights = packing.vectors(matrix, lanes, arithmetic.lane_weight)
     return [
-        packing.vectors(matrix, lanes, arithmetic.lane_weight),
+        weights,
         product_weights.biases(arithmetic, bias, matrix, zero_point, _reached(spec)),
         *product_weights.finishing(spec.epilogue, arithmetic, spec.channels, multiplier, constants),
     ]
@@ -109,11 +119,33 @@ class Taps:
         line(y) is the offset in `source` of that group in input row y; store(columns, values) takes the results of some
         columns, those of a column side by side.
         """
-        (tall, wide), lanes, together = self.window.kernel, self.arithmetic.lanes, self.arithmetic.lanes * self.vectors
+        lanes, together = self.arithmetic.lanes, self.arithmetic.lanes * self.vectors
         sums = [self.kernel.registers(self.vectors, lanes, self.arithmetic.accumulator) for _ in range(columns.size)]
         for i, totals in enumerate(sums):
             for v, total in enumerate(totals):
                 total.value = self.bias.vector(self.start(row, columns, i) + group * together + v * lanes, lanes)
+        self.accumulate(sums, source, line, row, columns, column, group)
+        for first, count in halved(columns.size, self.joined):
+            some = range(first, first + count)
+            store(list(some), [total.value for i in some for total in sums[i]])
+
+    def accumulate(
+        self,
+        sums: list[list[Register]],
+        source: View,
+        line: Callable[[Index], Index],
+        row: Index,
+        columns: Columns,
+        column: Index,
+        group: Index,
+    ) -> None:
+        """Add the window's products to the registers of each column."""
+        (tall, wide), together = self.window.kernel, self.arithmetic.lanes * self.vectors
+        how = self.arithmetic
+        if isinstance(how, Integers) and woven_rows.takes(self.window, how):
+            woven = woven_rows.WovenRows(how, self.window, self.height, self.pitch, together, self.weights)
+            woven.accumulate(sums, source, line, row, columns, column, group)
+            return
         begin, end = rows_on_image(self.window, self.height, row)
         with self.kernel.loop(end - begin, begin) as tap:
             start = line(input_row(self.window, row, tap))
@@ -128,9 +160,6 @@ class Taps:
                 else:
                     values = [source.vector(place, together) for place in places]
                     self.arithmetic.multiply_taps(sums[i], values, read)
-        for first, count in halved(columns.size, self.joined):
-            some = range(first, first + count)
-            store(list(some), [total.value for i in some for total in sums[i]])
 
     @property
     def joined(self) -> int:
