@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
-from tvm import relax
 
 from ....ir.ops import arguments, op_name
-from ..kernels import Binary, GlobalMean, Pool, Unary, Window
+from ..kernels import Binary, Concat, GlobalMean, Pool, Unary, Window
 from .fuse import activation, pair
 from .tvm_ops import CONVERTERS
 
@@ -118,15 +117,19 @@ def _elementwise(emitter: Emitter, node: fx.Node) -> bool:
 
 def _cat(emitter: Emitter, node: fx.Node) -> bool:
     """Along channels, where every part fills its lanes."""
-    call = arguments(node)
-    parts, lanes = [emitter.packed_extents(n) for n in call.tensors], emitter.arithmetic_of(node).lanes
-    if call.dim % 4 != 1 or any(p is None or p[3] % lanes for p in parts):
+    call, how = arguments(node), emitter.arithmetic_of(node)
+    if node.meta["val"].dtype not in emitter.floats and emitter.integers is not None:
+        how = emitter.integers
+    found = [emitter.packed_extents(n) for n in call.tensors]
+    parts = [part for part in found if part is not None and part[3] % how.lanes == 0]
+    if call.dim % 4 != 1 or len(parts) < len(found):
         return False
     if not any(emitter.values.is_packed(n) for n in call.tensors):
         return False
-    emitter.others["cat"] += 1
-    joined = relax.op.concat([emitter.values.packed(n) for n in call.tensors], axis=3)
-    emitter.values.set_packed(node, emitter.builder.emit(joined, node.name))
+    batch, height, width, _ = parts[0]
+    spec = Concat(batch, height, width, tuple(part[3] for part in parts))
+    inputs = [emitter.values.packed(n) for n in call.tensors]
+    emitter.values.set_packed(node, emitter.kernel(node, spec, inputs, [], how))
     return True
 
 

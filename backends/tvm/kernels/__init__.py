@@ -14,6 +14,7 @@ from ..arithmetic import Arithmetic
 from . import (
     attention,
     batched_matmul,
+    concat,
     depthwise,
     direct,
     elementwise,
@@ -33,6 +34,7 @@ from . import (
 from .activations import ACTIVATIONS
 from .attention import Attention
 from .batched_matmul import BatchedMatmul
+from .concat import Concat
 from .epilogues import Dequantize, Epilogue, Requantize
 from .flat_integers import FlatLookup, FlatQuantize
 from .requantize import Addition, StoredGrid, constants
@@ -68,6 +70,7 @@ from .weight_only import WeightOnlyDense
 FAMILIES: dict[type, Any] = {
     Attention: attention,
     BatchedMatmul: batched_matmul,
+    Concat: concat,
     **dict.fromkeys((FlatLookup, FlatQuantize), flat_integers),
     **dict.fromkeys((LayerNorm, Softmax), row_reductions),
     Pointwise: pointwise,
@@ -129,6 +132,7 @@ __all__ = [
     "Attention",
     "BatchedMatmul",
     "Binary",
+    "Concat",
     "Dense",
     "Depthwise",
     "Dequantize",

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from planish.backends.tvm.kernels import (
     ACTIVATIONS,
     Binary,
+    Concat,
     Epilogue,
     GlobalMean,
     Pool,
@@ -50,6 +51,15 @@ def test_global_mean(runner, batch, channels):
     x = torch.randn(batch or 2, channels, 7, 5)
     got = runner.images(GlobalMean(batch, 7, 5, channels), x)
     close(got, x.double().mean((2, 3), keepdim=True), 35)
+
+
+@pytest.mark.parametrize("batch", [2, None])
+def test_concat(runner, batch):
+    lanes = runner.arithmetic.lanes
+    parts = [torch.randn(2, 3, 5, lanes * vectors) for vectors in (1, 3, 4)]
+    spec = Concat(batch, 3, 5, tuple(part.shape[3] for part in parts))
+    got = runner.call(spec, [part.numpy() for part in parts])
+    assert torch.equal(torch.from_numpy(got), torch.cat(parts, 3))
 
 
 @pytest.mark.parametrize("operation", ["add", "mul"])
