@@ -11,7 +11,9 @@ import numpy as np
 import tvm
 
 from ..target import Target
-from .arithmetic import Arithmetic
+from .arithmetic import Amx, Arithmetic
+from .arithmetic.tir import T
+from .arithmetic.x86_matrix import CONFIGURATION
 from .build import tvm_target
 from .kernels.builder import Kernel, Vector
 from .kernels.microkernel import Accumulators
@@ -25,8 +27,10 @@ ACCUMULATORS = 8  # of 16 registers: as many hide the latency of a multiply-add
 def multiply_accumulates(arithmetic: Arithmetic, target: Target) -> float:
     """Per second and core: one k step after another into independent accumulators, operands in registers.
 
-    The best of some calls: other work on the machine only slows it.
+    The best of some calls: other work on the machine only slows it. Where there is a matrix unit, that of its tiles.
     """
+    if isinstance(arithmetic, Amx):
+        return _matrix_unit(arithmetic, target)
     pixels = ACCUMULATORS * arithmetic.registers // 16
     function = _chain(arithmetic, pixels).with_attr("global_symbol", "peak")
     run = tvm.compile(function, target=tvm_target(target))["peak"]
@@ -35,6 +39,27 @@ def multiply_accumulates(arithmetic: Arithmetic, target: Target) -> float:
     shapes += [(pixels * lanes, arithmetic.accumulator)] * 2
     arrays = [tvm.runtime.tensor(np.ones(size, dtype)) for size, dtype in shapes]
     return STEPS * pixels * lanes * unroll / _least(lambda: run(*arrays))
+
+
+def _matrix_unit(arithmetic: Amx, target: Target) -> float:
+    """Whole tiles into half of the registers, the other half holds operands."""
+    unit, steps = arithmetic.matrix, STEPS // 16
+    totals = unit.registers // 2
+    with Kernel() as kernel:
+        words = kernel.argument("words", (CONFIGURATION,), "int32")
+        sums = kernel.argument("sums", (unit.rows * unit.rows,), "int32")
+        unit.configure(words, [(unit.rows, unit.row_bytes)] * unit.registers)
+        for register in range(unit.registers):
+            unit.load(register, T.address_of(sums.buffer[0]), unit.row_bytes)
+        with kernel.loop(steps):
+            for total in range(totals):
+                unit.multiply(total, totals + total % 2, unit.registers - 1 - total % 2)
+        unit.store(0, T.address_of(sums.buffer[0]), unit.row_bytes)
+        unit.release()
+    run = tvm.compile(kernel.prim_func.with_attr("global_symbol", "peak"), target=tvm_target(target))["peak"]
+    arrays = [tvm.runtime.tensor(np.zeros(size, np.int32)) for size in (CONFIGURATION, unit.rows * unit.rows)]
+    products = unit.rows * unit.rows * unit.row_bytes
+    return steps * totals * products / _least(lambda: run(*arrays))
 
 
 def bytes_copied(footprint: int) -> float:

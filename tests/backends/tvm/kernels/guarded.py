@@ -12,7 +12,7 @@ from math import prod
 import numpy as np
 import tvm
 import tvm_ffi
-from conftest import machines
+from conftest import integer_machines, machines
 
 from planish.backends.tvm.arithmetic import Arithmetic, with_stored_weights
 from planish.backends.tvm.kernels import (
@@ -28,8 +28,10 @@ from planish.backends.tvm.kernels import (
     LayerNorm,
     Pointwise,
     Pool,
+    Requantize,
     Softmax,
     Spec,
+    ToIntegers,
     Tokens,
     ToPacked,
     ToPlain,
@@ -73,6 +75,17 @@ SPECS: list[Spec] = [
 INTEGERS = [WeightOnlyDense(1, 33, 17, 1), WeightOnlyDense(5, 33, 70, 3, ADDED)]
 FLOATS = [WeightOnlyDense(1, 33, 17), WeightOnlyDense(5, 33, 70, epilogue=ADDED)]
 PACKED = {"int4": INTEGERS, "int8": INTEGERS, "float16": FLOATS, "bfloat16": FLOATS}
+# On every integer arithmetic: tiles that repeat pixels, steps that repeat inputs, rings, borders.
+REQUANTIZED = Requantize("after")
+BYTES: list[Spec] = [
+    Pointwise(1, 7, 7, 69, 70, REQUANTIZED),
+    Dense(5, 132, 48, Requantize()),
+    DirectConv(1, 9, 19, 20, 40, Window((3, 3), (2, 2), (0, 1, 0, 1)), epilogue=REQUANTIZED),
+    DirectConv(1, 9, 9, 3, 20, Window((5, 3)), epilogue=Requantize()),
+    ExpandDepthwise(1, 9, 15, 19, 50, SAME, Requantize(), Requantize()),
+    Depthwise(1, 9, 15, 20, SAME, REQUANTIZED),
+    ToIntegers(1, 3, 37, 3),
+]
 PAGE = mmap.PAGESIZE
 ALIGNMENT = 64  # of every buffer that TVM or PyTorch hands to a kernel
 
@@ -121,7 +134,10 @@ def main() -> None:
             arithmetic = with_stored_weights(machine.arithmetic, kind)
             for spec in specs if arithmetic is not None else []:
                 run(spec, arithmetic, machine.target())
-    print(f"{len(SPECS) + sum(map(len, PACKED.values()))} kernels stayed inside")
+    for machine in integer_machines().values():
+        for spec in BYTES:
+            run(spec, machine.arithmetic, machine.target())
+    print(f"{len(SPECS) + len(BYTES) + sum(map(len, PACKED.values()))} kernels stayed inside")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from planish.backends.tvm.kernels import (
     LayerNorm,
     Pointwise,
     Pool,
+    Requantize,
     Tokens,
     Window,
     prim_func,
@@ -75,6 +76,35 @@ def test_bytes_do_not_depend_on_threads(spec, threads):
     for count in (1, 2, max(3, os.cpu_count() or 1)):
         threads(count)
         assert run(kernel) == wanted
+
+
+# Blocks of lines, shares of panels (more weights than input), bands of rows.
+BYTES = {
+    "pointwise": Pointwise(1, 28, 28, 40, 70, Requantize()),
+    "direct": DirectConv(1, 29, 28, 20, 40, SAME, epilogue=Requantize()),
+    "direct, many weights": DirectConv(None, 7, 7, 70, 200, SAME, epilogue=Requantize()),
+    "expand": ExpandDepthwise(1, 56, 56, 24, 70, Window((5, 5), (2, 2), (1, 2, 1, 2)), Requantize(), Requantize()),
+}
+
+
+@pytest.mark.parametrize("spec", BYTES.values(), ids=BYTES)
+def test_integers_do_not_depend_on_threads(spec, integers, threads):
+    parallel = Runner(replace(integers.machine, arithmetic=replace(integers.arithmetic, cores=4)))
+    generator = np.random.default_rng(3)
+    shapes = signature(spec, integers.arithmetic).parameters()
+    arrays = [
+        generator.integers(0, 100, [2 if s is None else s for s in shape]).astype(dtype) for shape, dtype in shapes
+    ]
+
+    def run(kernel: tvm.runtime.Executable) -> bytes:
+        tensors = [tvm.runtime.tensor(array) for array in arrays]
+        kernel["kernel"](*tensors)
+        return tensors[-1].numpy().tobytes()
+
+    assert "T.parallel" in prim_func(spec, parallel.arithmetic).script()
+    wanted = run(integers.compile(spec))
+    threads(3)
+    assert run(parallel.compile(spec)) == wanted
 
 
 def test_small_kernels_stay_on_one_thread():
