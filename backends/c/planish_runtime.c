@@ -1,5 +1,5 @@
 #ifdef __linux__
-#define _DEFAULT_SOURCE /* madvise */
+#define _DEFAULT_SOURCE /* madvise, syscall */
 #endif
 #include "planish_runtime.h"
 
@@ -197,6 +197,19 @@ uint8_t *planish_weight_memory(const planish_model *model) {
   return memory;
 }
 
+#endif
+
+/* ---------------------------------------------------------------- Intel's matrix unit */
+
+#if defined(__linux__) && defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* Linux gives a process the tiles of AMX only when it asks; where there are none, asking does no harm. */
+__attribute__((constructor)) static void ask_for_matrix_unit(void) {
+  const long request_permission = 0x1023, tile_data = 18; /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA */
+  syscall(SYS_arch_prctl, request_permission, tile_data);
+}
 #endif
 
 /* ---------------------------------------------------------------- the slots that the object file leaves open */

@@ -5,6 +5,7 @@ from collections import Counter
 
 # Multiply-accumulates as people name them, most capable first. The second pattern is the operand that must be there.
 _MULTIPLY_ACCUMULATES = (
+    ("tdpbusd", r"tdpbusd"),
     ("vpdpbusd", r"vpdpbusd"),
     ("vpdpwssd", r"vpdpwssd"),
     ("vpmaddwd", r"vpmaddwd"),
