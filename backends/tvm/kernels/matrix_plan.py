@@ -21,6 +21,7 @@ class MatrixPlan:
     rows, row_pixels: lines of output pixels, and pixels in each (without a window a line is just one tile of pixels;
     `pixels` is then their number, so that the last line begins earlier and repeats some). size: pixels of a tile.
     out_pitch, vector_pitch: elements from one output pixel, and from one vector of outputs, to the next.
+    source_pitch, source_width, source_height: of the input as it lies in memory.
     run: bytes of a run; depth: bytes of it that a tile takes, the last of them again where the run is no multiple.
     tall, wide: tiles of pixels x vectors of outputs that are summed at a time. copied: whether a block of lines is
     copied first, with its padding around it and `channels` bytes of each pixel.
@@ -41,7 +42,6 @@ class MatrixPlan:
     copied: bool
     tall: int
     wide: int
-
     vector_pitch: int = 16
 
     @property
@@ -130,9 +130,11 @@ def plan(spec: Pointwise | Dense | DirectConv, lanes: int) -> MatrixPlan:
     vectors = round_up(outputs, lanes) // lanes
     rows = -(-pixels // size)
     images = 0 if isinstance(spec, Pointwise) and spec.batch is None else None
+    tall, wide = _shape(rows, vectors)
     return MatrixPlan(
-        images, rows, size, pixels, size, out_pitch, vectors, NO_WINDOW, in_pitch, size, rows,
-        channels, False, *_shape(rows, vectors),
+        images=images, rows=rows, row_pixels=size, pixels=pixels, size=size, out_pitch=out_pitch, vectors=vectors,
+        window=NO_WINDOW, source_pitch=in_pitch, source_width=size, source_height=rows, channels=channels, copied=False,
+        tall=tall, wide=wide,
     )  # fmt: skip
 
 
@@ -141,10 +143,11 @@ def _of_window(spec: DirectConv, lanes: int) -> MatrixPlan:
     outputs, source_pitch = round_up(spec.out_channels, lanes), round_up(spec.in_channels, lanes)
     few = round_up(spec.in_channels, 4)
     copied = any(spec.window.padding) or few < lanes
-    vectors = outputs // lanes
+    tall, wide = _shape(height, outputs // lanes)
     return MatrixPlan(
-        spec.batch or 0, height, width, None, _even(width), outputs, vectors, spec.window,
-        source_pitch, spec.width, spec.height, few if few < lanes else source_pitch, copied, *_shape(height, vectors),
+        images=spec.batch or 0, rows=height, row_pixels=width, pixels=None, size=_even(width), out_pitch=outputs,
+        vectors=outputs // lanes, window=spec.window, source_pitch=source_pitch, source_width=spec.width,
+        source_height=spec.height, channels=few if few < lanes else source_pitch, copied=copied, tall=tall, wide=wide,
     )  # fmt: skip
 
 
