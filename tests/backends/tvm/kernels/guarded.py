@@ -12,7 +12,7 @@ from math import prod
 import numpy as np
 import tvm
 import tvm_ffi
-from conftest import integer_machines, machines
+from conftest import best_integer_machines, machines
 
 from planish.backends.tvm.arithmetic import Arithmetic, with_stored_weights
 from planish.backends.tvm.kernels import (
@@ -75,7 +75,7 @@ SPECS: list[Spec] = [
 INTEGERS = [WeightOnlyDense(1, 33, 17, 1), WeightOnlyDense(5, 33, 70, 3, ADDED)]
 FLOATS = [WeightOnlyDense(1, 33, 17), WeightOnlyDense(5, 33, 70, epilogue=ADDED)]
 PACKED = {"int4": INTEGERS, "int8": INTEGERS, "float16": FLOATS, "bfloat16": FLOATS}
-# On every integer arithmetic: tiles that repeat pixels, steps that repeat inputs, rings, borders.
+# On the best integer arithmetics: tiles that repeat pixels, steps that repeat inputs, rings, borders.
 REQUANTIZED = Requantize("after")
 BYTES: list[Spec] = [
     Pointwise(1, 7, 7, 69, 70, REQUANTIZED),
@@ -134,7 +134,7 @@ def main() -> None:
             arithmetic = with_stored_weights(machine.arithmetic, kind)
             for spec in specs if arithmetic is not None else []:
                 run(spec, arithmetic, machine.target())
-    for machine in integer_machines().values():
+    for machine in best_integer_machines():
         for spec in BYTES:
             run(spec, machine.arithmetic, machine.target())
     print(f"{len(SPECS) + len(BYTES) + sum(map(len, PACKED.values()))} kernels stayed inside")

@@ -28,7 +28,7 @@ from planish.backends.tvm.kernels import (
     signature,
 )
 
-from .conftest import Runner, machines
+from .conftest import Runner, best_integer_machines, machines
 
 SAME = Window((3, 3), padding=(1, 1, 1, 1))
 RELU6 = Epilogue("relu6")
@@ -88,7 +88,8 @@ BYTES = {
 
 
 @pytest.mark.parametrize("spec", BYTES.values(), ids=BYTES)
-def test_integers_do_not_depend_on_threads(spec, integers, threads):
+def test_integers_do_not_depend_on_threads(spec, threads):
+    integers = Runner(best_integer_machines()[-1])
     parallel = Runner(replace(integers.machine, arithmetic=replace(integers.arithmetic, cores=4)))
     generator = np.random.default_rng(3)
     shapes = signature(spec, integers.arithmetic).parameters()
