@@ -10,7 +10,7 @@ from tvm import tirx
 
 from ...ir.errors import BuildError
 from ..tvm.assembly import in_background
-from ..tvm.lowering import lower_kernels
+from ..tvm.codegen import lower_together
 from .bare_abi import bare_abi
 from .memory import round_up
 
@@ -46,7 +46,7 @@ def compile_kernels(kernels: dict[str, tirx.PrimFunc], target: tvm.target.Target
                 raise BuildError(name, what, "a C program passes arrays only: static shapes")
     ordered = {tvm.ir.GlobalVar(name): kernels[name].with_attr("global_symbol", name) for name in sorted(kernels)}
     module = tirx.transform.BindTarget(target.with_host(target))(tvm.IRModule(ordered))
-    lowered = lower_kernels(module, bare_abi(prefix, target))
+    lowered = lower_together(module, bare_abi(prefix, target))
     with ThreadPoolExecutor(1) as second:  # TVM lets go of Python's lock: printing costs no time where two cores are
         workspace = second.submit(largest_workspace, lowered)
         built = tvm.get_global_func("target.build.llvm")(lowered, target)

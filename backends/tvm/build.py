@@ -15,13 +15,14 @@ from typing import Any
 import torch
 import tvm
 from tvm import relax, tirx
+from tvm.relax import vm_build
 from tvm.tirx.compilation_pipeline import register_tir_pipeline
 
 from ...ir.errors import BuildError
 from ...ir.files import write_aside
 from ..linker import link_shared
 from ..target import Target
-from .assembly import in_background
+from .codegen import compile_parts
 from .lowering import lower_kernels
 from .quiet import without_scope_warnings
 from .relax import RelaxModel
@@ -157,19 +158,28 @@ def compile_model(model: RelaxModel, target: Target) -> CompiledModel:
     """
     try:
         lowered = lower(model, target)
-        nothing_left = tvm.transform.Sequential([])
-        executable = tvm.compile(
-            lowered, target=tvm_target(target), relax_pipeline=nothing_left, tir_pipeline=TIR_PIPELINE
-        )
-        arena, read_assembly = storage_bytes(lowered), in_background(_native_modules(executable.mod))
+        kernels = {var: f for var, f in lowered.functions.items() if isinstance(f, tirx.PrimFunc)}
         room = tempfile.TemporaryDirectory(prefix="planish-")
+        parts = compile_parts(tvm.IRModule(kernels, attrs=lowered.attrs), tvm_target(target), Path(room.name))
+        arena = storage_bytes(lowered)
         try:
+            executable = _linked(lowered, target, [part.library() for part in parts])
             library = _export(executable, Path(room.name) / "model.so", target)
         except BuildError:
-            return CompiledModel(executable, arena, read_assembly=read_assembly)
-        return _loaded(library, arena, room, read_assembly)
+            parts.read_assembly()  # no two threads may work in one LLVM context
+            executable = _linked(lowered, target, [part.module for part in parts])
+            return CompiledModel(executable, arena, read_assembly=parts.read_assembly)
+        return _loaded(library, arena, room, parts.read_assembly)
     except Exception as error:
         raise BuildError(target.name, f"TVM failed: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+
+
+def _linked(lowered: tvm.IRModule, target: Target, kernels: list[tvm.runtime.Module]) -> tvm.runtime.Executable:
+    """The calls of a flat model in the virtual machine's form, with the modules of its kernels and its constants."""
+    builder = relax.ExecBuilder()
+    vm_build._vmcodegen(builder, lowered)
+    constants = dict((lowered.attrs or {}).get("const_name_to_constant", {}))
+    return vm_build._vmlink(builder, tvm_target(target), ext_libs=kernels, params=constants)
 
 
 def load_compiled(library: bytes, arena_bytes: int) -> CompiledModel:
@@ -191,10 +201,13 @@ def save_library(model: CompiledModel, path: str | os.PathLike, target: Target) 
 
 
 def _export(executable: tvm.runtime.Executable, path: Path, target: Target) -> Path:
+    def link(library: str, objects: list[str], **_options: Any) -> None:
+        link_shared(library, objects, target.triple)
+
+    # Without it TVM would write the constants as C source, which takes a C compiler minutes.
+    link.get_target_triple = lambda: target.triple  # type: ignore[attr-defined]
     with without_scope_warnings():
-        executable.export_library(
-            str(path), fcompile=lambda library, objects, **_: link_shared(library, objects, target.triple)
-        )
+        executable.export_library(str(path), fcompile=link)
     return path
 
 
