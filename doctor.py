@@ -110,9 +110,10 @@ def linkers() -> Iterator[Check]:
     except Exception as error:  # whatever a broken TVM raises
         yield Check("linkers", "any", False, f"not looked for: {first_line(error)}", "repair TVM first")
         return
-    for machine in dict.fromkeys((platform.machine(), "aarch64", "x86_64")):
+    for machine in dict.fromkeys((platform.machine(), "aarch64", "arm", "x86_64")):
+        system = "gnueabihf" if machine == "arm" else "gnu"
         try:
-            found, detail = True, find_linker(f"{machine}-linux-gnu").name
+            found, detail = True, find_linker(f"{machine}-linux-{system}").name
         except PlanishError as error:
             found, detail = False, str(error)
         yield Check("linkers", f"for {machine}", found, detail, required=machine == platform.machine())
@@ -120,8 +121,10 @@ def linkers() -> Iterator[Check]:
 
 def emulators() -> Iterator[Check]:
     """What runs the code of boards here."""
-    qemu = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
-    yield Check("emulator", "QEMU", qemu is not None, _first_line(qemu, "--version"), "apt install qemu-user", False)
+    for machine in ("aarch64", "arm"):
+        qemu = shutil.which(f"qemu-{machine}") or shutil.which(f"qemu-{machine}-static")
+        detail = _first_line(qemu, "--version")
+        yield Check("emulator", f"QEMU, {machine}", qemu is not None, detail, "apt install qemu-user", False)
     yield _optional("emulator", "unicorn", "unicorn", "planish[deploy]")
 
 

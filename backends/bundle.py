@@ -26,7 +26,7 @@ SEAL = "manifest.sha256"
 EPOCH = (1980, 1, 1, 0, 0, 0)
 EXECUTABLES = ("runner",)
 MADE_WITH = {"planish": "planish", "torch": "torch", "tvm": "apache-tvm"}
-ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64", "x86-64": "x86_64"}
+ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64", "armv7l": "arm", "armv8l": "arm", "x86-64": "x86_64"}
 
 
 def write_bundle(

@@ -17,7 +17,7 @@ COMPILE = ("-O2", "-std=gnu11")
 REPRODUCIBLE = ("-s", "-Wl,--build-id=none")
 TIMEOUT_SECONDS = 600
 # Debian 10 and Raspberry Pi OS of 2019 have it, as do the wheels of PyTorch.
-OLDEST_GLIBC = "gnu.2.28"
+OLDEST_GLIBC = "2.28"
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ def find_zig(triple: str, shared: bool) -> Linker | None:
     """zig brings musl, so that static programs need nothing of the machine that runs them, and glibc's interface."""
     if not importlib.util.find_spec("ziglang"):
         return None
-    machine = triple.split("-")[0]
-    system = OLDEST_GLIBC if shared else "musl"
+    machine, _, environment = triple.split("-")
+    convention = environment.removeprefix("gnu")  # "eabihf" of 32-bit ARM, whose floats travel in float registers
+    system = f"gnu{convention}.{OLDEST_GLIBC}" if shared else f"musl{convention}"
     return Linker("zig", (sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-linux-{system}"))

@@ -62,7 +62,7 @@ class Target:
 
     @property
     def machine(self) -> str:
-        """`x86_64` or `aarch64`."""
+        """`x86_64`, `aarch64` or `arm` (32 bits)."""
         return self.triple.split("-", 1)[0]
 
     @property
@@ -107,7 +107,10 @@ def local() -> Target:
             about = f"this machine: {row.about}"
             return replace(row, name="local", about=about, cores=cores, code="tvm", l1_kib=_cache_kib(1, row.l1_kib),
                            l2_kib=_cache_kib(2, row.l2_kib))  # fmt: skip
-    levels = " or ".join(", ".join(_rows()[n].features) for n in _LOCAL_LEVELS.get(machine, ())[-1:]) or "x86-64 or ARM"
+    levels = (
+        " or ".join(", ".join(_rows()[n].features) for n in _LOCAL_LEVELS.get(machine, ())[-1:])
+        or "x86-64 or 64-bit ARM"
+    )
     raise UsageError("target", f"this {machine} processor has no kernels here", f"expected one with {levels}")
 
 

@@ -83,7 +83,7 @@ static struct {
 static void rest(void) {
 #if defined(__x86_64__) || defined(__i386__)
   __builtin_ia32_pause();
-#elif defined(__aarch64__)
+#elif defined(__aarch64__) || defined(__arm__)
   __asm__ __volatile__("yield");
 #endif
 }

@@ -38,6 +38,8 @@ def tvm_target(target: Target) -> tvm.target.Target:
     facts: dict = {"kind": "llvm", "mtriple": target.triple, "mcpu": target.cpu, "num-cores": target.cores}
     if target.llvm_features:
         facts["mattr"] = list(target.llvm_features)
+    if target.triple.endswith("hf"):
+        facts["mfloat-abi"] = "hard"  # TVM's own choice would pass floats in general registers
     return tvm.target.Target(facts)
 
 

@@ -23,7 +23,7 @@ from planish.backends.tvm.build import CompiledModel as TvmModel
 from planish.backends.tvm.build import relax_passes, save_library, tvm_target
 from planish.ir.errors import BundleError, PlanishError, UsageError
 
-NATIVE, BOARD, NEWER_BOARD = "x86-64-v3", "raspberry-pi-4", "raspberry-pi-5"
+NATIVE, BOARD, NEWER_BOARD, BOARD_32 = "x86-64-v3", "raspberry-pi-4", "raspberry-pi-5", "raspberry-pi-2"
 # Without QEMU (no root to install it) the board is emulated by Unicorn alone.
 QEMU = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
 EMULATORS = [*(["emulator:qemu"] if QEMU else []), "emulator:unicorn"]
@@ -97,7 +97,7 @@ def test_all_emulators_give_the_same_bytes(bundle, net):
             np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize(("target", "threads"), [(BOARD, 3), (NATIVE, 1)])
+@pytest.mark.parametrize(("target", "threads"), [(BOARD, 3), (BOARD_32, 1), (BOARD_32, 3), (NATIVE, 1)])
 def test_what_qemu_alone_emulates(bundle, net, target, threads):
     device = Device.get("emulator:qemu", threads=threads)
     if shutil.which(f"qemu-{Target.get(target).machine}"):
@@ -297,6 +297,22 @@ def test_a_board_without_the_matrix_multiply_is_refused(bundle):
     with pytest.raises(UsageError, match="this CPU has no i8mm, which target 'graviton3' needs; build it for an older"):
         board.check_machine("aarch64", features)
     board.check_machine("aarch64", [*features, "i8mm"])
+
+
+def test_a_32_bit_board_needs_its_fused_multiply_add(bundle):
+    """A Cortex-A9 is ARMv7 with NEON too, and has VFPv3."""
+    board, older = bundle(BOARD_32), ["half", "thumb", "fastmult", "vfp", "edsp", "neon", "vfpv3", "tls", "vfpd32"]
+    with pytest.raises(UsageError, match="this CPU has no idiva, vfpv4, which target 'raspberry-pi-2' needs; build it"):
+        board.check_machine("armv7l", older)
+    board.check_machine("armv7l", [*older, "vfpv4", "idiva", "idivt"])
+    with pytest.raises(UsageError, match="it was built for arm and this is aarch64"):
+        board.check_machine("aarch64", ["asimd"])
+
+
+def test_unicorn_is_not_asked_for_32_bits():
+    target = asdict(Target.get(BOARD_32))
+    with pytest.raises(UsageError, match=r"there is no unicorn here that emulates arm; apt install qemu-user\."):
+        emulator.emulator_command(target, "unicorn")
 
 
 # ---------------------------------------------------------------- ends of child processes

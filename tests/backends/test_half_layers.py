@@ -118,7 +118,7 @@ def test_an_onnx_file_computes_in_half_too(tmp_path):
     assert sum(w.data_type == onnx.TensorProto.FLOAT16 and len(w.dims) == 4 for w in weights) >= 8
 
 
-@pytest.mark.parametrize("target", ["raspberry-pi-4", "x86-64-v4", "cuda-sm80"])
+@pytest.mark.parametrize("target", ["raspberry-pi-4", "raspberry-pi-2", "x86-64-v4", "cuda-sm80"])
 def test_boards_without_half_arithmetic_are_refused(target):
     with pytest.raises(UsageError, match=r"float16.*raspberry-pi-5, graviton3, graviton4, cortex-a710"):
         compiled_half(mobilenet(), torch.randn(1, 3, 32, 32), target)

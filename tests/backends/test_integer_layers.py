@@ -114,15 +114,18 @@ def test_this_machine_and_onnxruntime(activations, tmp_path_factory):
     check()
 
 
-# Every other arithmetic: vpmaddwd as a C program here, smull, sdot and smmla as C programs on the emulator.
+# Every other arithmetic: vpmaddwd as a C program here, smull, sdot, smmla and vmull as C programs on the emulator.
 QEMU = pytest.mark.skipif(
     not (shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")), reason="Unicorn has no smmla"
 )
 
-
-@pytest.mark.parametrize(
-    "target", ["x86-64-v3", "raspberry-pi-4", "raspberry-pi-5", pytest.param("graviton3", marks=QEMU)]
+QEMU_32 = pytest.mark.skipif(
+    not (shutil.which("qemu-arm") or shutil.which("qemu-arm-static")), reason="Unicorn's part here has 64 bits"
 )
+EMULATED = [pytest.param("graviton3", marks=QEMU), pytest.param("raspberry-pi-2", marks=QEMU_32)]
+
+
+@pytest.mark.parametrize("target", ["x86-64-v3", "raspberry-pi-4", "raspberry-pi-5", *EMULATED])
 def test_c_programs(target):
     @drawn_layers(2)
     def check(drawn, seed):

@@ -38,6 +38,8 @@ def test_zig_steps_in_where_there_is_no_gcc(monkeypatch, tmp_path):
     assert find_linker(BOARD).name == "zig"
     assert find_linker("x86_64-linux-gnu").command[-1] == "x86_64-linux-musl"
     assert find_linker("x86_64-linux-gnu", shared=True).command[-1] == "x86_64-linux-gnu.2.28"
+    assert find_linker("arm-linux-gnueabihf").command[-1] == "arm-linux-musleabihf"
+    assert find_linker("arm-linux-gnueabihf", shared=True).command[-1] == "arm-linux-gnueabihf.2.28"
 
 
 def test_a_compiler_of_another_machine_is_not_taken(bare_machine):

@@ -8,13 +8,14 @@ from .arm import NeonFp32
 from .arm_half import NeonFp16
 from .arm_integers import Sdot, Smmla
 from .arm_smull import Smull
+from .armv7 import Armv7Fp32, Vmull
 from .base import Arithmetic, Integers
 from .stored_weights import StoredWeights, with_stored_weights
 from .x86 import X86Fp32
 from .x86_integers import Madd, Vnni
 from .x86_matrix import Amx, MatrixUnit
 
-FP32: dict[str, type[Arithmetic]] = {"x86_64": X86Fp32, "aarch64": NeonFp32}
+FP32: dict[str, type[Arithmetic]] = {"x86_64": X86Fp32, "aarch64": NeonFp32, "arm": Armv7Fp32}
 
 
 def fp32(triple: str, lanes: int, registers: int, cores: int = 1, cache: int = 512 << 10) -> Arithmetic:
@@ -51,6 +52,7 @@ INTEGERS: dict[str, type[Integers]] = {
     "i8mm": Smmla,
     "asimddp": Sdot,
     "asimd": Smull,
+    "neon": Vmull,
 }
 
 
@@ -68,6 +70,7 @@ __all__ = [
     "INTEGERS",
     "Amx",
     "Arithmetic",
+    "Armv7Fp32",
     "Integers",
     "Madd",
     "MatrixUnit",
@@ -77,6 +80,7 @@ __all__ = [
     "Smmla",
     "Smull",
     "StoredWeights",
+    "Vmull",
     "Vnni",
     "X86Fp32",
     "fp16",

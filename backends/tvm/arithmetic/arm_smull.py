@@ -50,11 +50,15 @@ class Smull(NeonIntegers):
                     pairs, first = T.reinterpret(whole[p], dtype="int16x8"), step // 2
                 else:
                     pairs, first = T.reinterpret(four_bytes(source, offset + step, steps - step), dtype="int16x2"), 0
-                spread = [_widened(spread_lane(pairs, first + i, self.lanes)) for i in range(2)]
+                spread = [spread_lane(pairs, first + i, self.lanes) for i in range(2)]
                 for v in range(vectors):
-                    products = spread[0] * _half(read[v], 0) + spread[1] * _half(read[v], 1)
                     total = accumulators[p][v]
-                    total.value = total.value + T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.saddlp", products)
+                    total.value = self.add_products(total.value, spread, read[v])
+
+    def add_products(self, total: Any, spread: Sequence[Any], weights: Any) -> Any:
+        """total plus the products of two pairs of activations, each in every 16 bits, with both halves of int8x16."""
+        products = _widened(spread[0]) * _half(weights, 0) + _widened(spread[1]) * _half(weights, 1)
+        return total + T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.saddlp", products)
 
     def held(self, reals: Sequence[Any], low: Any, high: Any) -> Any:
         """These cores convert as fast as they add, and compare eight integers in the time of two floats."""
@@ -75,8 +79,13 @@ class Smull(NeonIntegers):
         return products + 0.2 * self.loads(pixels, vectors) + 2 * self.writing(pixels, vectors)
 
 
+def half_of(vector: Any, which: int) -> Any:
+    """The lower or upper eight bytes of sixteen."""
+    return T.Shuffle([vector], list(range(which * 8, which * 8 + 8)))
+
+
 def _half(vector: Any, which: int) -> Any:
-    return _widened(T.Shuffle([vector], list(range(which * 8, which * 8 + 8))))
+    return _widened(half_of(vector, which))
 
 
 def _widened(bytes_read: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .arm import NeonFp32
+from .armv7 import Armv7Fp32
 from .base import Arithmetic, Fp32
 from .tir import T
 from .x86 import X86Fp32
@@ -85,7 +86,9 @@ class Float16Weights(StoredWeights):
     weight: ClassVar[str] = "float16"
 
     def weight_vector(self, weights: Any, start: Any, step: int, vectors: int, vector: int) -> Any:
-        half = super().weight_vector(weights, start, step, vectors, vector)
+        return self.widened(super().weight_vector(weights, start, step, vectors, vector))
+
+    def widened(self, half: Any) -> Any:
         return T.cast(half, f"float32x{self.lanes}")
 
 
@@ -147,6 +150,30 @@ class NeonBFloat16Weights(BFloat16Weights, NeonFp32):
     """On NEON."""
 
 
+@dataclass(frozen=True)
+class Armv7Int8Weights(Int8Weights, Armv7Fp32):
+    """On 32-bit ARM."""
+
+
+@dataclass(frozen=True)
+class Armv7Int4Weights(Int4Weights, Armv7Fp32):
+    """On 32-bit ARM."""
+
+
+@dataclass(frozen=True)
+class Armv7Float16Weights(Float16Weights, Armv7Fp32):
+    """On 32-bit ARM, whose VFPv4 widens float16 (vcvt.f32.f16). LLVM would do it lane by lane."""
+
+    def widened(self, half: Any) -> Any:
+        bits = T.reinterpret(half, dtype="int16x4")
+        return T.call_llvm_pure_intrin("float32x4", "llvm.arm.neon.vcvthf2fp", bits)
+
+
+@dataclass(frozen=True)
+class Armv7BFloat16Weights(BFloat16Weights, Armv7Fp32):
+    """On 32-bit ARM."""
+
+
 _KINDS: dict[type, dict[str, type[StoredWeights]]] = {
     X86Fp32: {
         "int8": X86Int8Weights,
@@ -159,6 +186,12 @@ _KINDS: dict[type, dict[str, type[StoredWeights]]] = {
         "int4": NeonInt4Weights,
         "float16": NeonFloat16Weights,
         "bfloat16": NeonBFloat16Weights,
+    },
+    Armv7Fp32: {
+        "int8": Armv7Int8Weights,
+        "int4": Armv7Int4Weights,
+        "float16": Armv7Float16Weights,
+        "bfloat16": Armv7BFloat16Weights,
     },
 }
 WEIGHTS = tuple(_KINDS[X86Fp32])

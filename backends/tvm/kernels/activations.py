@@ -9,6 +9,7 @@ from ..arithmetic import Arithmetic
 from ..arithmetic.tir import T
 from .builder import Vector, broadcast
 from .epilogues import Epilogue
+from .rounding import with_rounder, without_rounder
 
 
 def _same(x: Vector, number: float, lanes: int) -> Vector:
@@ -36,13 +37,15 @@ def exponential(x: Vector, lanes: int) -> Vector:
     """
     # Ends come first so that comparisons, false for NaN, select x.
     x = T.min(broadcast(89.0, lanes), T.max(broadcast(-87.0, lanes), x))
-    n = T.floor(x * broadcast(1.4426950408889634, lanes) + broadcast(0.5, lanes))
+    sum_ = with_rounder(x * broadcast(1.4426950408889634, lanes), lanes)
+    n = without_rounder(sum_, lanes)
     # ln 2 in two parts: the first is exact in few bits, so n times it is exact too.
     r = x - n * broadcast(0.693359375, lanes) + n * broadcast(2.12194440e-4, lanes)
     result = broadcast(1 / 5040, lanes)
     for coefficient in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
         result = result * r + broadcast(coefficient, lanes)
-    exponent = (T.cast(n, f"int32x{lanes}") + T.broadcast(T.int32(127), lanes)) << T.broadcast(T.int32(23), lanes)
+    whole = T.reinterpret(sum_, dtype=f"int32x{lanes}") + T.broadcast(T.int32(127), lanes)
+    exponent = whole << T.broadcast(T.int32(23), lanes)
     return result * T.reinterpret(exponent, dtype=f"float32x{lanes}")
 
 

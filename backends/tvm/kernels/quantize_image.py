@@ -8,6 +8,7 @@ from ..arithmetic import Arithmetic
 from ..arithmetic.tir import T
 from .builder import Index, Kernel, Parameters, Vector, View
 from .requantize import Constant, Steps
+from .rounding import nearest
 from .shapes import ToIntegers, round_up
 
 FEW = 4  # channels whose bytes fill one int32
@@ -83,9 +84,10 @@ def quantized(grid: Steps, real: Vector) -> Vector:
 
 
 def quantized_one(constants: View, source: View, place: Index) -> Any:
-    steps = T.round(_without_nan(source.scalar(place), 1) / constants.scalar(int(Constant.SCALE)))
+    real = _without_nan(source.scalar(place), 1) / constants.scalar(int(Constant.SCALE))
     low, high = constants.scalar(int(Constant.LOW)), constants.scalar(int(Constant.HIGH))
-    return T.cast(T.min(T.max(steps, low), high) + constants.scalar(int(Constant.ZERO_POINT)), "int32")
+    steps = nearest(T.min(T.max(real, low), high), 1)
+    return T.cast(steps + constants.scalar(int(Constant.ZERO_POINT)), "int32")
 
 
 def _without_nan(real: Vector, lanes: int) -> Vector:

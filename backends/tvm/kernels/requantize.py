@@ -13,6 +13,7 @@ from ..arithmetic import Integers
 from ..arithmetic.tir import T
 from .builder import Vector, View
 from .epilogues import Dequantize, Requantize
+from .rounding import nearest, with_rounder
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,6 @@ class Constant(IntEnum):
 
 
 CONSTANTS = len(Constant)
-ROUNDER = 1.5 * 2**23  # float32 has no fractions around it
 
 
 def constants(own: StoredGrid, addition: Addition | None = None, scale: float = 0.0, zero_own: int = 0) -> np.ndarray:
@@ -101,16 +101,15 @@ class Steps:
     def low_bytes(self, real: Vector, low: Constant, high: Constant) -> Vector:
         """Real numbers of steps as int32, of which the lowest byte is the integer in memory.
 
-        Adding 1.5 * 2**23 rounds to a whole number, half to even, which the sum's low bits hold: cheaper than to
-        round, add and convert.
+        Taken from the bits of a sum that rounds: cheaper than to round, add and convert.
         """
         bounded = T.min(T.max(real, self.number(low)), self.number(high))
-        whole = T.reinterpret(bounded + T.broadcast(T.float32(ROUNDER), self.lanes), dtype=f"int32x{self.lanes}")
+        whole = T.reinterpret(with_rounder(bounded, self.lanes), dtype=f"int32x{self.lanes}")
         zero_point = T.cast(self.constant.scalar(int(Constant.ZERO_POINT)), "int32")
         return whole + T.broadcast(zero_point, self.lanes)
 
     def _held(self, value: Vector, low: Constant, high: Constant) -> Vector:
-        return T.min(T.max(T.round(value), self.number(low)), self.number(high))
+        return nearest(T.min(T.max(value, self.number(low)), self.number(high)), self.lanes)
 
 
 def finish(

@@ -116,10 +116,14 @@ QEMU = pytest.mark.skipif(
     not (shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")), reason="qemu-user is not installed"
 )
 SMMLA = pytest.param("graviton3", marks=QEMU)
+QEMU_32 = pytest.mark.skipif(
+    not (shutil.which("qemu-arm") or shutil.which("qemu-arm-static")), reason="Unicorn's part here has 64 bits"
+)
+VMULL = pytest.param("raspberry-pi-2", marks=QEMU_32)
 
 
-# Targets of every arithmetic that this machine or the emulator runs: vpmaddwd, smull, sdot, smmla.
-@pytest.mark.parametrize("target", ["x86-64-v3", "raspberry-pi-4", "raspberry-pi-5", SMMLA])
+# Targets of every arithmetic that this machine or the emulator runs: vpmaddwd, smull, sdot, smmla, vmull.
+@pytest.mark.parametrize("target", ["x86-64-v3", "raspberry-pi-4", "raspberry-pi-5", SMMLA, VMULL])
 def test_a_c_program_gives_the_bytes_of_the_graph(target):
     """The bundle's own golden pair is verified with tolerance zero."""
     graph, x = integer_graph(seeded(EveryKernel), (3, 18, 17), "int8")
