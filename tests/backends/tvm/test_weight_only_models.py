@@ -1,5 +1,6 @@
 """Models with packed weights, built for this machine and for boards: numbers of the graph, bytes as promised."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -95,12 +96,20 @@ def test_where_float16_has_no_instruction_weights_are_float32():
         close(compile_model(model, sse)(x)[0], graph(x))
 
 
+QEMU_32 = pytest.mark.skipif(
+    not (shutil.which("qemu-arm") or shutil.which("qemu-arm-static")), reason="Unicorn's part here has 64 bits"
+)
+
+
 # NEON in the emulator; AVX2 where this processor or the emulator has it.
 @pytest.mark.parametrize(
     ("target", "options"),
     [
         ("raspberry-pi-4", "weight-bits=4, weight-group=8"),
         ("raspberry-pi-4", "weights=float16"),
+        pytest.param("raspberry-pi-2", "weight-bits=4, weight-group=8", marks=QEMU_32),
+        pytest.param("raspberry-pi-2", "weights=float16", marks=QEMU_32),
+        pytest.param("raspberry-pi-2", "weights=bfloat16", marks=QEMU_32),
         ("x86-64-v3", "weight-bits=8"),
     ],
 )
