@@ -1,5 +1,6 @@
 """What every test shares: a seed, one thread, deterministic property tests and golden texts."""
 
+import gc
 import os
 import signal
 from collections.abc import Callable
@@ -23,6 +24,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden texts instead of comparing")
+
+
+def pytest_collection_finish() -> None:
+    """What imports and collection made stays to the end: collections of garbage need not walk it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -26,11 +26,6 @@ def model() -> torch.nn.Module:
 
 
 @cache
-def captured() -> planish.Graph:
-    return planish.capture(model(), (IMAGE,))
-
-
-@cache
-def thinned(variant: str) -> planish.Graph:
+def graph_of(variant: str) -> planish.Graph:
     """The graph after one of `RECIPES`."""
-    return planish.Pipeline.parse(RECIPES[variant]).run(captured()).graph
+    return planish.Pipeline.parse(RECIPES[variant]).run(planish.capture(model(), (IMAGE,))).graph

@@ -1,11 +1,12 @@
-"""The main job on the real model: EfficientNet-Lite0 with its ImageNet weights, pruned on each target, and unpruned.
+"""The main job on the real model: EfficientNet-Lite0 with its ImageNet weights, pruned, here and on a board.
 
-The emulated CUDA device has its own process: see tests/backends/tvm/test_cuda.py, which takes the same graphs.
+Unpruned it is compiled in tests/backends/test_torch_compile.py, and run on the emulated CUDA device in
+tests/backends/tvm/test_cuda.py.
 """
 
 import pytest
 import torch
-from efficientnet import IMAGE, thinned
+from efficientnet import IMAGE, graph_of
 
 import planish
 
@@ -13,11 +14,9 @@ import planish
 FLOAT32 = {"rtol": 0, "atol": 1e-4}
 
 
-@pytest.mark.parametrize(
-    ("variant", "target"), [("unpruned", "local"), ("pruned", "local"), ("pruned", "raspberry-pi-4")]
-)
-def test_compiled_outputs_agree_with_pytorch(variant, target):
-    graph = thinned(variant)
+@pytest.mark.parametrize("target", ["local", "raspberry-pi-4"])
+def test_compiled_outputs_agree_with_pytorch(target):
+    graph = graph_of("pruned")
     compiled = planish.compile(graph, recipe="", target=target)
     with torch.no_grad():
         wanted = graph(IMAGE)

@@ -1,6 +1,6 @@
 """A small network as C programs and bundles: convs, a shortcut, a kernel with threads and workspaces, two outputs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -81,6 +81,14 @@ def network() -> Network:
     logits = (2 * z.flip(2)).amax(3).reshape(1, -1) @ d["head"]
     outputs = [logits.numpy(), logits.softmax(1).numpy()]
     return Network({name: tensor.numpy() for name, tensor in w.items()}, [x.numpy()], outputs)
+
+
+@pytest.fixture
+def fresh_dynamo() -> Iterator[None]:
+    """torch.compile as in a new process: code of one class is compiled a few times only, whatever test asked for it."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
 
 
 @pytest.fixture(scope="session")

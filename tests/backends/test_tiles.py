@@ -120,7 +120,7 @@ def test_a_tile_file_changes_the_kernel_and_not_the_answer(path):
     assert torch.equal(measured(X), by_rule(X))
 
 
-def test_torch_compile_and_profile_use_the_file_too(path):
+def test_torch_compile_and_profile_use_the_file_too(path, fresh_dynamo):
     write_tiles(path, NO_TILES.with_tile("fp32", POINTWISE, 1, 1), LOCAL)
     rows = planish.compile(model(), X).profile(X, runs=1).layers
     assert any("tile 1 pixels x 1 vectors" in row.kernel for row in rows)
