@@ -138,7 +138,8 @@ def from_exported_program(program: torch.export.ExportedProgram, *, keep_example
     graph = Graph(build_module(_own_tensors(raw), raw.graph, transient)).copy()
     graph.module.graph.eliminate_dead_code(is_impure_node=has_effect)
     try:
-        shapes.propagate(graph.module, None if keep_examples else graph.inputs)
+        kept = keep_examples or shapes.has_default_examples(graph.module.graph)
+        shapes.propagate(graph.module, None if kept else graph.inputs)
     except VerifyError as error:
         advice = "conditions between dynamic extents cannot be kept; export with fixed sizes or a dynamic batch only"
         raise CaptureError(f"capture, {error.where}", error.what, advice) from error

@@ -156,6 +156,16 @@ def output_specs(graph: fx.Graph) -> list[TensorSpec]:
     return [_edge_spec(n, names) for n in output.all_input_nodes]
 
 
+def has_default_examples(graph: fx.Graph) -> bool:
+    """True where the inputs' symbols stand for themselves and have the example values that `propagate` would choose.
+
+    Then what torch.export recorded serves as well as fake inputs of our own, and its caches are warm.
+    """
+    extents = [extent for node in input_nodes(graph) for extent in node.meta["val"].shape]
+    examples = {extent.node.expr: size(extent) for extent in extents if isinstance(extent, torch.SymInt)}
+    return all(symbol.is_symbol for symbol in examples) and tuple(examples.values()) == EXAMPLE_EXTENTS[: len(examples)]
+
+
 def propagate(module: fx.GraphModule, specs: list[TensorSpec] | None = None) -> None:
     """Re-infer every node's meta["val"] on fake tensors.
 
