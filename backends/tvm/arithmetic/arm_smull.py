@@ -49,11 +49,15 @@ class Smull(NeonIntegers):
                 if whole:
                     pairs, first = T.reinterpret(whole[p], dtype="int16x8"), step // 2
                 else:
-                    pairs, first = T.reinterpret(four_bytes(source, offset + step, steps - step), dtype="int16x2"), 0
+                    pairs, first = self.two_pairs(four_bytes(source, offset + step, steps - step)), 0
                 spread = [spread_lane(pairs, first + i, self.lanes) for i in range(2)]
                 for v in range(vectors):
                     total = accumulators[p][v]
                     total.value = self.add_products(total.value, spread, read[v])
+
+    def two_pairs(self, four: Any) -> Any:
+        """int32 as a vector of 16 bits, of which the first two lanes count."""
+        return T.reinterpret(four, dtype="int16x2")
 
     def add_products(self, total: Any, spread: Sequence[Any], weights: Any) -> Any:
         """total plus the products of two pairs of activations, each in every 16 bits, with both halves of int8x16."""

@@ -66,6 +66,10 @@ class Vmull(Smull):
     name: ClassVar[str] = "vmull"
     table_lanes: ClassVar[int] = 0
 
+    def two_pairs(self, four: Any) -> Any:
+        """A whole register: LLVM would take two lanes apart in general registers, by way of the stack."""
+        return T.reinterpret(T.broadcast(four, 2), dtype="int16x4")
+
     def add_products(self, total: Any, spread: Sequence[Any], weights: Any) -> Any:
         """By intrinsics: LLVM would widen weights outside of a loop, into twice the registers."""
         pairs = [T.reinterpret(pair, dtype="int8x8") for pair in spread]

@@ -65,6 +65,15 @@ def test_bytes_are_multiplied_in_pairs():
     assert multiply_accumulate(text) == "vmlal.s8"
 
 
+def test_four_bytes_of_a_pixel_stay_off_the_stack():
+    """An image of three channels: LLVM takes a vector of two 16-bit lanes apart by way of memory."""
+    spec = DirectConv(1, 16, 16, 3, 16, Window((7, 7), padding=(3, 3, 3, 3)), epilogue=Requantize())
+    loops = [loop for loop in innermost_loops(assembly(spec, BYTES)) if any("vmlal.s8" in line for line in loop)]
+    assert loops
+    for loop in loops:
+        assert not any("[sp" in line for line in loop) and sum("vdup.16" in line for line in loop) >= 2
+
+
 @pytest.mark.parametrize("activation", ["relu6", "silu", "tanh", "gelu"])
 def test_no_kernel_calls_a_library_to_round(activation):
     """ARMv7 has no instruction that rounds: LLVM would call floorf and its like for every lane."""
