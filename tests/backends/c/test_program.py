@@ -131,6 +131,20 @@ int main(int count, char **words) {
 """
 
 
+# Allocators that end the program.
+NO_ALLOCATOR = """
+#include <stdlib.h>
+void *__wrap_malloc(size_t bytes) { (void)bytes; _Exit(40); }
+void *__wrap_calloc(size_t count, size_t bytes) { (void)count; (void)bytes; _Exit(41); }
+void *__wrap_realloc(void *old, size_t bytes) { (void)old; (void)bytes; _Exit(42); }
+void *__wrap_aligned_alloc(size_t alignment, size_t bytes) { (void)alignment; (void)bytes; _Exit(43); }
+int __wrap_posix_memalign(void **got, size_t alignment, size_t bytes) {
+  (void)got; (void)alignment; (void)bytes; _Exit(44);
+}
+"""
+ALLOCATORS = ("malloc", "calloc", "realloc", "aligned_alloc", "posix_memalign")
+
+
 def user_program(folder, *options):
     """A user's own program with the weights linked in, compiled strictly."""
     (folder / "user.c").write_text(USER)
@@ -138,6 +152,20 @@ def user_program(folder, *options):
     command = [*compiler(NATIVE), "-std=gnu11", "-O1", *STRICT, *sources]
     subprocess.run([*command, *options, "kernels.o", "-lm", "-lpthread", "-o", "user"], cwd=folder, check=True)
     return folder / "user"
+
+
+def test_memory_is_static_and_as_large_as_stated(program, net, tmp_path):
+    made = program(NATIVE)
+    folder = copied(made, tmp_path)
+    net.inputs[0].tofile(folder / "x.bin")
+    (folder / "no_allocator.c").write_text(NO_ALLOCATOR)
+    wraps = [f"-Wl,--wrap={name}" for name in ALLOCATORS]
+    user = user_program(folder, "no_allocator.c", *wraps)
+    done = subprocess.run([user, folder / "x.bin"], capture_output=True, timeout=60)
+    assert done.returncode == 0, "it called an allocator"
+    header = (folder / "model.h").read_text()
+    assert f"ARENA_BYTES {made.arena_bytes}\n" in header
+    assert f"static uint8_t arena[{made.arena_bytes}];" in (folder / "model.c").read_text()
 
 
 @pytest.mark.parametrize("options", [[], ["-DMODEL_NO_THREADS"], ["-DMODEL_MAX_THREADS=2", "-O3"]])
