@@ -4,8 +4,9 @@
     python benchmarks/arm_cost --model mobilenet-v2 --core a72 --precision int8 [--kernels] [--against onnxruntime,ncnn]
 
 What planish compiles runs in QEMU's user mode under a plugin that counts every block of code; llvm-mca says what a
-block costs on the core. Without --model, --core or --precision all of them are measured, each in turn. `--against`
-measures other engines in the same run, from their aarch64 wheels; see docs/arm-cost.md.
+block costs on the core. Without --model, --core or --precision all of them are measured, each in turn, but for the
+32-bit core `a7`, which is to be asked for. `--against` measures other engines in the same run, from their aarch64
+wheels; see docs/arm-cost.md.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def kernels_table(kernels: list[Kernel], cycles: float) -> Table:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(NAMED))
-    parser.add_argument("--core", nargs="+", choices=CORES, default=list(CORES))
+    parser.add_argument("--core", nargs="+", choices=CORES, default=["a72", "a76"])
     parser.add_argument("--precision", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--against", default="", help=f"engines to measure as well, of {','.join(PEERS)}")
     parser.add_argument("--wheels", type=Path, help="the folder of engines that `prepare_peers.py` filled")
@@ -74,6 +75,8 @@ def arguments() -> argparse.Namespace:
         parser.error(f"--against: unknown {', '.join(sorted(unknown))}; known are {', '.join(PEERS)}")
     if chosen.against and not chosen.wheels:
         parser.error("--against needs --wheels FOLDER; `python benchmarks/arm_cost/prepare_peers.py FOLDER` fills it")
+    if chosen.against and (foreign := [name for name in chosen.core if CORES[name].machine != "aarch64"]):
+        parser.error(f"--against: the wheels are for 64 bits, and {', '.join(foreign)} has 32; choose another --core")
     return chosen
 
 

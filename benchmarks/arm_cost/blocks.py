@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-INSTRUCTION_BYTES = 4  # of AArch64
+INSTRUCTION_BYTES = 4  # of AArch64, and of 32-bit ARM outside of Thumb, in which no kernel is compiled
 
 
 @dataclass(frozen=True)

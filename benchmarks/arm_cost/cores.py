@@ -7,13 +7,15 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 from blocks import Counts, hottest, instructions, per_run, read
 from cycles import cycles
 from symbols import Symbols
+
+from planish.backends.target import Target
 
 HERE = Path(__file__).parent
 COVERED = 0.998  # of the instructions: the rest is in thousands of blocks that run a few times
@@ -25,7 +27,8 @@ class Core:
     """A core of a board.
 
     target: the row of `planish targets` that code is compiled for; emulated: QEMU's -cpu; model: LLVM's -mcpu for
-    llvm-mca; part: the number by which /proc/cpuinfo names it; features: those that it lists.
+    llvm-mca; part: the number by which /proc/cpuinfo names it; features: those that it lists; machine: `aarch64` or
+    `arm` (32 bits).
     """
 
     name: str
@@ -34,6 +37,13 @@ class Core:
     model: str
     part: str
     features: str
+    machine: str = "aarch64"
+
+    @property
+    def row(self) -> Target:
+        """What code is compiled for. On 32-bit ARM for one core: bodies of parallel loops could not be told apart."""
+        row = Target.get(self.target)
+        return row if self.machine == "aarch64" else replace(row, cores=1)
 
     @property
     def has_half(self) -> bool:
@@ -59,6 +69,11 @@ CORES = {
         "a76", "raspberry-pi-5", "cortex-a76", "neoverse-n1", "0xd0b",
         "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp",
     ),
+    # Raspberry Pi 2. LLVM has no model of the Cortex-A7; that of the A57, which is wider, takes the same instructions.
+    "a7": Core(
+        "a7", "raspberry-pi-2", "cortex-a7", "cortex-a57", "0xc07",
+        "half thumb fastmult vfp edsp neon vfpv3 tls vfpv4 idiva idivt vfpd32 lpae evtstrm", "arm",
+    ),
 }  # fmt: skip
 
 
@@ -71,18 +86,19 @@ class Cost:
     by_function: dict[str, float]
 
 
-def qemu() -> str:
+def qemu(machine: str = "aarch64") -> str:
     """QEMU's user mode with plugins. Raises FileNotFoundError with what to install."""
-    path = shutil.which("qemu-aarch64")
+    path = shutil.which(f"qemu-{machine}")
     if not path:
-        raise FileNotFoundError("qemu-aarch64 is not installed; apt install qemu-user (the static one has no plugins)")
+        what = f"qemu-{machine} is not installed"
+        raise FileNotFoundError(f"{what}; apt install qemu-user (the static one has no plugins)")
     return path
 
 
 @cache
-def plugin(room: Path) -> Path:
+def plugin(room: Path, machine: str) -> Path:
     """The plugin, compiled for the QEMU that is here."""
-    shown = subprocess.run([qemu(), "--version"], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run([qemu(machine), "--version"], capture_output=True, text=True, check=True).stdout
     version = re.search(r"(\d+)\.(\d+)", shown)
     newer = bool(version) and (int(version[1]), int(version[2])) >= (9, 1)
     compiler = shutil.which("gcc") or shutil.which("cc")
@@ -98,7 +114,8 @@ def count(core: Core, command: Sequence[str], room: Path, options: Sequence[str]
     """Run a program on the emulated core and count its blocks. options: further ones of QEMU."""
     out = room / "blocks.txt"
     out.unlink(missing_ok=True)
-    emulator = [qemu(), "-cpu", core.emulated, "-plugin", f"{plugin(room)},out={out}", *options]
+    counter = plugin(room, core.machine)
+    emulator = [qemu(core.machine), "-cpu", core.emulated, "-plugin", f"{counter},out={out}", *options]
     done = subprocess.run(
         [*emulator, *command], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
@@ -113,7 +130,7 @@ def cost(core: Core, one: Counts, many: Counts, symbols: Symbols | None = None) 
     each = per_run(many, one, RUNS)
     hot = hottest(each, COVERED)
     by_function: dict[str, float] = {}
-    for (block, times), taken in zip(hot.items(), cycles(list(hot), core.model), strict=True):
+    for (block, times), taken in zip(hot.items(), cycles(list(hot), core.model, core.machine), strict=True):
         name = symbols.at(block.address) if symbols else "?"
         by_function[name] = by_function.get(name, 0.0) + times * taken
     return Cost(instructions(each), sum(by_function.values()), by_function)

@@ -7,15 +7,31 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from blocks import Block
 
 LLVM = "19"  # the version whose models the published figures come from
-FEATURES = "+dotprod,+i8mm,+fullfp16"
-TRIPLE = "aarch64-linux-gnu"
 ITERATIONS = 100
-# An instruction that no compiler emits stands between blocks, so that one process disassembles all of them.
-BETWEEN, BETWEEN_TEXT = bytes.fromhex("ff2f03d5"), re.compile(r"hint\s+#(127|0x7f)$")
+BETWEEN_TEXT = re.compile(r"hint\s+#(127|0x7f)$")
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """What LLVM calls an instruction set, and an instruction of it that no compiler emits (`hint #127`).
+
+    That one stands between blocks, so that one process disassembles all of them.
+    """
+
+    triple: str
+    features: str
+    between: bytes
+
+
+BY_MACHINE = {
+    "aarch64": Instructions("aarch64-linux-gnu", "+dotprod,+i8mm,+fullfp16", bytes.fromhex("ff2f03d5")),
+    "arm": Instructions("armv7-linux-gnueabihf", "+neon,+vfp4,+hwdiv-arm", bytes.fromhex("7ff020e3")),
+}
 
 
 def tool(name: str) -> str:
@@ -26,10 +42,10 @@ def tool(name: str) -> str:
     return path
 
 
-def disassemble(blocks: Sequence[Block]) -> list[list[str]]:
+def disassemble(blocks: Sequence[Block], known: Instructions) -> list[list[str]]:
     """The instructions of each block as text."""
-    code = "\n".join(" ".join(f"0x{byte:02x}" for byte in block.code + BETWEEN) for block in blocks)
-    command = [tool("llvm-mc"), "-disassemble", f"-triple={TRIPLE}", f"-mattr={FEATURES}"]
+    code = "\n".join(" ".join(f"0x{byte:02x}" for byte in block.code + known.between) for block in blocks)
+    command = [tool("llvm-mc"), "-disassemble", f"-triple={known.triple}", f"-mattr={known.features}"]
     text = subprocess.run(command, input=code, capture_output=True, text=True, check=True).stdout
     return split(text.splitlines())
 
@@ -45,14 +61,18 @@ def split(lines: Sequence[str]) -> list[list[str]]:
     return parts[:-1]
 
 
-def cycles(blocks: Sequence[Block], core: str) -> list[float]:
-    """Cycles of one execution of each block, repeated without end, on LLVM's model of `core`."""
+def cycles(blocks: Sequence[Block], core: str, machine: str = "aarch64") -> list[float]:
+    """Cycles of one execution of each block, repeated without end, on LLVM's model of `core`.
+
+    machine: whose instructions they are, a key of `BY_MACHINE`.
+    """
+    known = BY_MACHINE[machine]
     regions = [
         [f"# LLVM-MCA-BEGIN {number}", *text, f"# LLVM-MCA-END {number}"]
-        for number, text in enumerate(disassemble(blocks))
+        for number, text in enumerate(disassemble(blocks, known))
     ]
     command = [
-        tool("llvm-mca"), f"-mtriple={TRIPLE}", f"-mcpu={core}", f"-mattr={FEATURES}", "-json",
+        tool("llvm-mca"), f"-mtriple={known.triple}", f"-mcpu={core}", f"-mattr={known.features}", "-json",
         f"-iterations={ITERATIONS}", "-instruction-info=0", "-resource-pressure=0",
         "-skip-unsupported-instructions=any",
     ]  # fmt: skip

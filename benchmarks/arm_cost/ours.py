@@ -47,7 +47,7 @@ def measure(model: torch.nn.Module, x: torch.Tensor, core: Core, precision: str,
     self-test: a figure for a wrong answer means nothing.
     """
     with torch.no_grad():
-        compiled = planish.compile(model, (x,), recipe=RECIPES[precision], target=core.target, data=[x])
+        compiled = planish.compile(model, (x,), recipe=RECIPES[precision], target=core.row, data=[x])
     bundle = Bundle.open(compiled.save(room / f"{core.name}-{precision}.planish"))
     program = link(bundle, room / f"{core.name}-{precision}")
     command = [

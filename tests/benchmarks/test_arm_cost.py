@@ -106,21 +106,48 @@ _start: mov x1, #1000
 """
 
 
-def test_instructions_of_a_program_are_counted_exactly(tmp_path: Path) -> None:
+PROGRAM_32 = """
+.globl _start
+_start: mov r1, #1000
+1:      subs r1, r1, #1
+        bne 1b
+        mov r7, #1
+        mov r0, #0
+        svc #0
+"""
+
+
+@pytest.mark.parametrize(
+    ("core", "triple", "program"),
+    [("a72", "aarch64-linux-gnu", PROGRAM), ("a7", "arm-linux-gnueabihf", PROGRAM_32)],
+)
+def test_instructions_of_a_program_are_counted_exactly(core: str, triple: str, program: str, tmp_path: Path) -> None:
     import blocks
     import cores
 
-    if not shutil.which("qemu-aarch64"):
-        pytest.skip("qemu-user is not installed")
+    emulator = f"qemu-{cores.CORES[core].machine}"
+    if not shutil.which(emulator):
+        pytest.skip(f"{emulator} is not installed")
     try:
-        linker = find_linker("aarch64-linux-gnu")
+        linker = find_linker(triple)
     except BuildError as e:
         pytest.skip(str(e))
-    (tmp_path / "loop.S").write_text(PROGRAM)
+    (tmp_path / "loop.S").write_text(program)
     options = ["-nostdlib", "-static", "loop.S", "-o", "loop"]
     subprocess.run([*linker.command, *options], cwd=tmp_path, check=True, capture_output=True)
-    counts = cores.count(cores.CORES["a72"], [str(tmp_path / "loop")], tmp_path)
+    counts = cores.count(cores.CORES[core], [str(tmp_path / "loop")], tmp_path)
     assert blocks.instructions(counts) == 1 + 2 * 1000 + 3
     failing = tmp_path / "missing"
-    with pytest.raises(RuntimeError, match="missing failed on the emulated a72"):
-        cores.count(cores.CORES["a72"], [str(failing)], tmp_path)
+    with pytest.raises(RuntimeError, match=f"missing failed on the emulated {core}"):
+        cores.count(cores.CORES[core], [str(failing)], tmp_path)
+
+
+def test_both_instruction_sets_are_disassembled() -> None:
+    import cycles
+    from blocks import Block
+
+    if not shutil.which(f"llvm-mc-{cycles.LLVM}"):
+        pytest.skip(f"llvm-{cycles.LLVM} is not installed")
+    by_lane, spread = Block(0, bytes.fromhex("2010824f")), Block(4, bytes.fromhex("500c46f2"))
+    assert cycles.disassemble([by_lane] * 2, cycles.BY_MACHINE["aarch64"]) == [["fmla\tv0.4s, v1.4s, v2.s[0]"]] * 2
+    assert cycles.disassemble([spread], cycles.BY_MACHINE["arm"]) == [["vfma.f32\tq8, q3, q0"]]
