@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import scipy  # which loads its parts when they are first used
 import torch
-from scipy.cluster.vq import kmeans2, vq
 
 from ....ir import rewrite
 from ....ir.errors import UsageError
@@ -90,9 +90,9 @@ def _clustered(weight: torch.Tensor, clusters: int, rounds: int) -> tuple[torch.
     start = np.linspace(rest.min(), rest.max(), count)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of clusters that no weight is in: they keep their place
-        book, _ = kmeans2(rest[:, None], start[:, None], iter=rounds, minit="matrix")
+        book, _ = scipy.cluster.vq.kmeans2(rest[:, None], start[:, None], iter=rounds, minit="matrix")
     book = book.astype(np.float32).astype(np.float64)  # the values that the graph will hold
-    codes, _ = vq(rest[:, None], book)
+    codes, _ = scipy.cluster.vq.vq(rest[:, None], book)
     result = np.zeros_like(flat)
     result[~zero] = book[codes, 0]
     return torch.from_numpy(result).to(weight).reshape(weight.shape), np.unique(result)

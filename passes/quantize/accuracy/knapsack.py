@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
+import scipy  # which loads its parts when they are first used: most compilations need none
 
 # A bound is met to this part by the solver, and exactly by what is returned: it is tightened until it is.
 _TIGHTER = (0.0, 2e-6, 1e-4)
@@ -35,15 +35,19 @@ def choose(worth: Sequence[Sequence[float]], budgets: Sequence[Budget]) -> list[
     if not worth:
         return []
     owner = np.repeat(np.arange(len(worth)), list(map(len, worth)))
-    one_each = LinearConstraint((owner == np.arange(len(worth))[:, None]).astype(float), 1, 1)
+    one_each = scipy.optimize.LinearConstraint((owner == np.arange(len(worth))[:, None]).astype(float), 1, 1)
     goal = _flat(worth)
     goal = goal / max(float(np.abs(goal).max()), 1e-300)
     for budget in budgets:
         goal = goal + _TIE * _flat(budget.costs) / max(abs(budget.most), 1e-300)
     for tighter in _TIGHTER:
         limits = [_limit(budget, tighter) for budget in budgets]
-        found = milp(
-            goal, constraints=[one_each, *limits], bounds=Bounds(0, 1), integrality=1, options={"mip_rel_gap": 0}
+        found = scipy.optimize.milp(
+            goal,
+            constraints=[one_each, *limits],
+            bounds=scipy.optimize.Bounds(0, 1),
+            integrality=1,
+            options={"mip_rel_gap": 0},
         )
         if found.x is None:
             continue
@@ -54,10 +58,10 @@ def choose(worth: Sequence[Sequence[float]], budgets: Sequence[Budget]) -> list[
     return cheapest if cheapest and all(b.spent(cheapest) <= b.most for b in budgets) else None
 
 
-def _limit(budget: Budget, tighter: float) -> LinearConstraint:
+def _limit(budget: Budget, tighter: float) -> "scipy.optimize.LinearConstraint":
     costs = _flat(budget.costs)
     size = max(abs(budget.most), float(costs.max()) if budget.most <= 0 else 0.0, 1e-300)
-    return LinearConstraint(costs / size, ub=(budget.most - tighter * abs(budget.most)) / size)
+    return scipy.optimize.LinearConstraint(costs / size, ub=(budget.most - tighter * abs(budget.most)) / size)
 
 
 def _flat(rows: Sequence[Sequence[float]]) -> np.ndarray:
