@@ -59,10 +59,11 @@ def random_data(*shape: int, seed: int = 1) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def lower(model: nn.Module, data: torch.Tensor, activations: str = "uint8", before: str = "") -> Lowered:
+def lower(model: nn.Module | Graph, data: torch.Tensor, activations: str = "uint8", before: str = "") -> Lowered:
     """Calibrated on the data, then lowered."""
     passes = ", ".join(filter(None, [before, f"insert-fake-quant{{activations={activations}}}", "calibrate"]))
-    outcome = Pipeline.parse(passes).run(capture(model, (data[:2],)), Context(data=data))
+    graph = model if isinstance(model, Graph) else capture(model, (data[:2],))
+    outcome = Pipeline.parse(passes).run(graph, Context(data=data))
     lowered = Pipeline.parse("lower-integers").run(outcome.graph)
     return Lowered(outcome.origin, outcome.graph, lowered.graph, lowered.steps[0].result, data)
 

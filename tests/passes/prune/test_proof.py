@@ -5,6 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from example_graphs import example_graph
 from models import EXAMPLES
 from torch import nn
 
@@ -38,8 +39,7 @@ def captured(name: str):
         return capture(model, torch.randn(2, 5, 6))
     if name == "grouped transposed":
         return capture(GroupedTransposed(), torch.randn(2, 3, 6, 6))
-    make, shape = EXAMPLES[name]
-    return capture(make(), torch.randn(2, *shape))
+    return example_graph(name)
 
 
 def example(name: str):

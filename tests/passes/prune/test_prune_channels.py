@@ -1,12 +1,12 @@
 """The pass: targets on whole models, what is kept, what is refused, what is reported."""
 
 import json
-from functools import cache
 
 import efficientnet
 import numpy as np
 import pytest
 import torch
+from example_graphs import example_graph
 from models import EXAMPLES
 from torch import nn
 
@@ -22,12 +22,6 @@ from planish.passes.prune.index import rules
 from planish.passes.prune.prune_channels import PruneChannels
 
 
-@cache
-def captured(name: str) -> Graph:
-    make, shape = EXAMPLES[name]
-    return capture(make(), torch.randn(2, *shape))
-
-
 def capture_seeded(model: nn.Module, *shape: int) -> Graph:
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
@@ -39,7 +33,7 @@ def capture_seeded(model: nn.Module, *shape: int) -> Graph:
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_half_the_macs(name, scope):
-    graph = captured(name).copy()
+    graph = example_graph(name)
     before = cost(graph)
     result = PruneChannels(macs=0.5, scope=scope).run(graph, Context())
     verify(graph)
@@ -57,7 +51,7 @@ def test_half_the_macs(name, scope):
 
 @pytest.mark.parametrize("name", ["resnet", "mobilenet", "efficientnet", "vgg"])
 def test_folded_models_too(name):
-    graph = captured(name).copy()
+    graph = example_graph(name)
     FoldBatchNorm().run(graph, Context())
     assert not graph.calls("batch_norm")
     before = cost(graph)
@@ -74,7 +68,7 @@ HIDDEN = {"resnet": 0.27, "mobilenet": 0.37, "efficientnet": 0.37, "densenet": 0
 def test_ratio_one_half_leaves_about_a_quarter(name):
     """A weight between two thinned layers keeps a quarter. Input channels, classes, depthwise weights and biases, that
     lose a half or nothing, explain what is above it."""
-    graph = captured(name).copy()
+    graph = example_graph(name)
     result = PruneChannels(ratio=0.5).run(graph, Context())
     before, after = result.details["params"]
     assert 0.25 <= after / before <= HIDDEN[name]
@@ -86,7 +80,7 @@ def test_ratio_one_half_leaves_about_a_quarter(name):
 
 def test_the_cut_model_computes_the_masked_one():
     """Against PyTorch itself: zero the removed hidden units of an MLP by hand."""
-    graph = captured("mlp").copy()
+    graph = example_graph("mlp")
     original = EXAMPLES["mlp"][0]()
     first, _, second, _, third = original.children()
     x = torch.randn(4, 20, generator=torch.Generator().manual_seed(1))
@@ -139,7 +133,7 @@ def test_ties_and_requires_grad_survive():
 
 
 def test_the_same_bytes_every_time():
-    first, second = captured("efficientnet").copy(), captured("efficientnet").copy()
+    first, second = example_graph("efficientnet"), example_graph("efficientnet")
     results = [PruneChannels(macs=0.6, scope="global").run(g, Context()) for g in (first, second)]
     assert results[0] == results[1]
     assert first.text() == second.text()
@@ -148,7 +142,7 @@ def test_the_same_bytes_every_time():
 
 
 def test_a_second_run_with_nothing_to_remove_changes_nothing():
-    graph = captured("resnet").copy()
+    graph = example_graph("resnet")
     text = graph.text()
     result = PruneChannels(macs=1.0).run(graph, Context())
     assert result.changed == 0
@@ -156,16 +150,16 @@ def test_a_second_run_with_nothing_to_remove_changes_nothing():
 
 
 def test_training_mode_is_restored_and_ignored():
-    graph = captured("mobilenet").copy().train()
+    graph = example_graph("mobilenet").train()
     PruneChannels(ratio=0.5).run(graph, Context())
     assert graph.module.training
-    eval_graph = captured("mobilenet").copy()
+    eval_graph = example_graph("mobilenet")
     PruneChannels(ratio=0.5).run(eval_graph, Context())
     assert graph.eval().text() == eval_graph.text()
 
 
 def test_keep_protects_the_output_channels_of_a_layer():
-    graph = captured("vgg").copy()
+    graph = example_graph("vgg")
     result = PruneChannels(ratio=0.5, keep=("2.0", "5.*")).run(graph, Context())
     channels = {layer["layer"]: layer["channels"] for layer in result.details["layers"]}
     assert channels == {"0.0": [16, 8], "2.0": [32, 32], "5": [64, 64], "8": [10, 10]}
@@ -173,7 +167,7 @@ def test_keep_protects_the_output_channels_of_a_layer():
 
 
 def test_keep_names_blocks_too():
-    graph = captured("resnet").copy()
+    graph = example_graph("resnet")
     result = PruneChannels(ratio=0.5, keep=("layer1.1", "layer2.*.conv2")).run(graph, Context())
     channels = {layer["layer"]: layer["channels"][1] for layer in result.details["layers"]}
     assert channels["layer1.1.conv1.0"] == channels["stem.0"] == 16  # the stem feeds the stream that layer1.1 writes
@@ -204,7 +198,7 @@ def test_lanes_come_from_the_target_or_from_round_to():
         lanes = 16
 
     def left(context, **options):
-        result = PruneChannels(macs=0.6, **options).run(captured("resnet").copy(), context)
+        result = PruneChannels(macs=0.6, **options).run(example_graph("resnet"), context)
         assert abs(result.details["targets"][0]["reached"] / 0.6 - 1) <= 0.005
         return result.details["families"], result.details["off_lanes"]
 
@@ -218,14 +212,14 @@ def test_lanes_come_from_the_target_or_from_round_to():
 
 
 def test_a_layer_narrower_than_the_lanes_is_reported():
-    graph = captured("efficientnet").copy()
+    graph = example_graph("efficientnet")
     result = PruneChannels(macs=0.7, round_to=8).run(graph, Context())
     narrow = {skip.where: skip.why for skip in result.skipped if "lanes" in skip.why}
     assert narrow["blocks.0.squeeze.reduce"] == "its 4 groups of channels are no more than 8 lanes take"
 
 
 def test_a_target_between_two_steps_is_refused_and_the_graph_untouched():
-    graph = captured("mlp").copy()
+    graph = example_graph("mlp")
     text = graph.text()
     with pytest.raises(UsageError) as caught:
         PruneChannels(macs=0.7, round_to=32).run(graph, Context())
@@ -238,7 +232,7 @@ def test_a_target_between_two_steps_is_refused_and_the_graph_untouched():
 
 @pytest.mark.parametrize("scope", ["layer", "global", "isomorphic"])
 def test_several_targets_at_once(scope):
-    graph = captured("efficientnet").copy()
+    graph = example_graph("efficientnet")
     asked = {"macs": 0.7, "params": 0.6, "bytes": 0.9, "peak_memory": 0.95}
     result = PruneChannels(scope=scope, **asked).run(graph, Context())
     verify(graph)
@@ -255,7 +249,7 @@ def test_several_targets_at_once(scope):
 
 @pytest.mark.parametrize("importance", ["l2", "lamp", "geometric-median", "batch-norm", "random"])
 def test_criteria_without_data(importance):
-    result = PruneChannels(macs=0.6, importance=importance).run(captured("mobilenet").copy(), Context())
+    result = PruneChannels(macs=0.6, importance=importance).run(example_graph("mobilenet"), Context())
     assert abs(result.details["targets"][0]["reached"] / 0.6 - 1) <= 0.005
 
 
@@ -267,12 +261,12 @@ def test_criteria_with_data_are_refused_before_anything_runs(importance):
     Pipeline((PruneChannels(macs=0.6),)).check(ctx=Context())
     x = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     data = [(x[:3], torch.tensor([0, 1, 2])), (x[3:], torch.tensor([3, 4, 5]))]
-    outcome = pipeline.run(captured("mobilenet"), Context(data=data))
+    outcome = pipeline.run(example_graph("mobilenet"), Context(data=data))
     assert abs(outcome.steps[-1].result.details["targets"][0]["reached"] / 0.6 - 1) <= 0.005
 
 
 def test_selectors_of_the_pass():
-    graph = captured("resnet").copy()
+    graph = example_graph("resnet")
     options = {"only": ("layer1", "layer2"), "floor": ("layer1.0.conv1:0.75",), "groups": ("layer2.*.conv1",)}
     result = PruneChannels(macs=0.75, ceiling=("layer1.1.conv1:0.5",), **options).run(graph, Context())
     channels = {layer["layer"]: layer["channels"][1] for layer in result.details["layers"]}
@@ -283,7 +277,7 @@ def test_selectors_of_the_pass():
 
 
 def test_what_only_leaves_out_is_reported():
-    result = PruneChannels(ratio=0.5, only=("0",)).run(captured("mlp").copy(), Context())
+    result = PruneChannels(ratio=0.5, only=("0",)).run(example_graph("mlp"), Context())
     assert [(skip.where, skip.why) for skip in result.skipped] == [
         ("4", "its 5 channels stay: they are part of a graph output"),
         ("2", "it stays whole: 'only' or 'floor' says so"),
@@ -323,7 +317,7 @@ def test_a_rule_that_trips_fences_its_op(monkeypatch):
         (one,) = index[call.self]
         return [one]
 
-    graph = captured("mlp").copy()
+    graph = example_graph("mlp")
     monkeypatch.setitem(rules.RULES, "gelu", trips)
     result = PruneChannels(ratio=0.5).run(graph, Context())
     (why,) = [skip.why for skip in result.skipped if "aten.gelu" in skip.where]
@@ -332,7 +326,7 @@ def test_a_rule_that_trips_fences_its_op(monkeypatch):
 
 
 def test_fuel_stops_after_n_families():
-    graph, fuel = captured("resnet").copy(), Fuel(2)
+    graph, fuel = example_graph("resnet"), Fuel(2)
     result = PruneChannels(ratio=0.5).run(graph, Context(fuel=fuel))
     thinned = [layer["layer"] for layer in result.details["layers"] if layer["channels"][0] > layer["channels"][1]]
     assert fuel.used == 2
@@ -343,7 +337,7 @@ def test_a_wrong_rule_ends_in_a_verify_error(monkeypatch):
     def forgets(index, node, call):
         return index[call.self]
 
-    graph = captured("resnet").copy()
+    graph = example_graph("resnet")
     monkeypatch.setitem(rules.RULES, "add", forgets)
     with pytest.raises(VerifyError):
         PruneChannels(ratio=0.5).run(graph, Context())
@@ -379,12 +373,12 @@ def test_wrong_options(options, message):
 
 def test_a_keep_pattern_without_a_match():
     with pytest.raises(UsageError, match=r"'layer1.0.conv9' in 'keep' matches no weight; did you mean 'layer1.0"):
-        PruneChannels(ratio=0.5, keep=("layer1.0.conv9",)).run(captured("resnet").copy(), Context())
+        PruneChannels(ratio=0.5, keep=("layer1.0.conv9",)).run(example_graph("resnet"), Context())
 
 
 @pytest.mark.parametrize(("name", "value"), [("2.weight", float("nan")), ("4.bias", float("inf"))])
 def test_weights_that_are_not_finite(name, value):
-    graph = captured("mlp").copy()
+    graph = example_graph("mlp")
     with torch.no_grad():
         graph.weight(name).view(-1)[3] = value
     with pytest.raises(UsageError, match=f"weight '{name}' holds 1 values that are NaN or infinite"):
@@ -393,11 +387,11 @@ def test_weights_that_are_not_finite(name, value):
 
 def test_a_ratio_that_would_empty_a_layer():
     with pytest.raises(UsageError, match=r"'stem.0' has 8 output channels, ratio 0.75 rounded to 8 leaves 0"):
-        PruneChannels(ratio=0.75, round_to=8).run(captured("efficientnet").copy(), Context())
+        PruneChannels(ratio=0.75, round_to=8).run(example_graph("efficientnet"), Context())
 
 
 def test_options_are_json():
-    result = PruneChannels(macs=0.7).run(captured("densenet").copy(), Context())
+    result = PruneChannels(macs=0.7).run(example_graph("densenet"), Context())
     assert json.loads(json.dumps(result.details)) == result.details
 
 

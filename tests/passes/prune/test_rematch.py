@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from models import EXAMPLES
+from example_graphs import example_graph
 from torch import nn
 
 from planish.ir.capture import capture
@@ -95,8 +95,7 @@ def test_a_weight_that_is_read_twice_loses_the_same_inputs_everywhere():
 
 
 def test_models_without_groups_have_no_pieces():
-    make, shape = EXAMPLES["resnet"]
-    groups = Groups(IndexGraph(capture(make(), torch.randn(2, *shape))))
+    groups = Groups(IndexGraph(example_graph("resnet")))
     assert pieces_of(groups) is groups
     assert rematch(groups, groups, np.zeros(groups.count)) is groups
 

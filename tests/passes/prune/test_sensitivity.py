@@ -3,14 +3,12 @@
 import json
 import math
 import sys
-from functools import cache
 
 import pytest
 import torch
-from models import EXAMPLES
+from example_graphs import example_graph
 from torch import nn
 
-from planish.ir.capture import capture
 from planish.ir.errors import UsageError
 from planish.ir.graph import Graph
 from planish.passes.base import Context
@@ -27,12 +25,11 @@ BATCHES = [(IMAGES[:4], LABELS[:4]), (IMAGES[4:], LABELS[4:])]
 
 @pytest.fixture(scope="module")
 def resnet() -> Graph:
-    return capture(EXAMPLES["resnet"][0](), IMAGES[:2])
+    return example_graph("resnet")
 
 
-@cache
 def mlp() -> Graph:
-    return capture(EXAMPLES["mlp"][0](), torch.randn(2, 20))
+    return example_graph("mlp")
 
 
 def only_layer(result, layer):
@@ -115,7 +112,7 @@ def test_without_labels_the_outputs_are_compared():
 
 
 def test_a_layer_too_narrow_for_the_ratios_is_skipped():
-    graph = capture(EXAMPLES["efficientnet"][0](), IMAGES[:2])
+    graph = example_graph("efficientnet")
     result = Sensitivity(ratios=(0.1,), only=("blocks.0.squeeze.reduce", "last")).run(graph, Context(data=BATCHES))
     assert [row["layer"] for row in result.details["layers"]] == ["last.0"]
     (skip,) = result.skipped
@@ -169,7 +166,7 @@ def test_the_same_plot_every_time(tmp_path, suffix):
 def test_lines_for_few_layers_and_a_heat_map_for_many(resnet, tmp_path):
     few, many = tmp_path / "few.svg", tmp_path / "many.svg"
     Sensitivity(ratios=(0.5,), plot=str(few)).run(resnet, Context(data=BATCHES))
-    graph = capture(EXAMPLES["efficientnet"][0](), IMAGES[:2])
+    graph = example_graph("efficientnet")
     details = Sensitivity(ratios=(0.5,), plot=str(many)).run(graph, Context(data=BATCHES)).details
     assert len(details["layers"]) > 8
     for path, details_of in ((few, resnet), (many, graph)):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from example_graphs import example_graph
 from models import EXAMPLES
 from torch import nn
 
@@ -182,9 +183,9 @@ def test_noise_is_none_where_both_models_agree_exactly():
 @pytest.mark.parametrize("name", EXAMPLES)
 @pytest.mark.parametrize("fold", ["", "fold-batch-norm, "])
 def test_usual_models_keep_their_answers(name, fold):
-    make, extents = EXAMPLES[name]
+    extents = EXAMPLES[name][1]
     data = torch.randn(8, *extents)
-    source = capture(make(), (data[:2],))
+    source = example_graph(name)
     outcome = Pipeline.parse(f"{fold}insert-fake-quant, calibrate").run(source, Context(data=data))
     # int8 with random weights: about 6 dB per bit, less what a dozen layers add up to.
     assert outcome.steps[-1].result.details["output_snr_db"] > 20
@@ -217,7 +218,7 @@ def test_dead_weight_channels_are_floored_and_named():
 
 
 def test_the_mode_is_left_as_it_was():
-    graph, _ = calibrated(capture(EXAMPLES["resnet"][0](), (torch.randn(2, 3, 16, 16),)), torch.randn(4, 3, 16, 16))
+    graph, _ = calibrated(example_graph("resnet"), torch.randn(4, 3, 16, 16))
     statistics = {name: t.clone() for name, t in graph.weights.items() if "running" in name}
     training = Pipeline.parse("calibrate").run(graph.train(), Context(data=torch.randn(4, 3, 16, 16))).graph
     assert training.module.training
@@ -295,11 +296,10 @@ def test_the_verifier_finds_a_broken_scale(fault):
 @pytest.mark.parametrize("fold", ["", "fold-batch-norm, "])
 def test_quantization_aware_training_learns(fold):
     """Straight-through gradients reach every weight, and the loss falls."""
-    make, extents = EXAMPLES["resnet"]
     generator = torch.Generator().manual_seed(2)
-    x = torch.randn(16, *extents, generator=generator)
+    x = torch.randn(16, *EXAMPLES["resnet"][1], generator=generator)
     labels = torch.randint(0, 10, (16,), generator=generator)
-    source = capture(make(), (x[:2],))
+    source = example_graph("resnet")
     graph = Pipeline.parse(f"{fold}insert-fake-quant, calibrate").run(source, Context(data=x)).graph
     optimizer = torch.optim.Adam(graph.parameters.values(), lr=0.01)
     losses = []

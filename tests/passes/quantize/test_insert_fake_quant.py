@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from example_graphs import example_graph
 from models import EXAMPLES
 from torch import nn
 from torch.nn import functional
@@ -169,8 +170,7 @@ def test_skips_say_why(case):
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_product_of_the_usual_models_is_quantized_once(name):
-    make, extents = EXAMPLES[name]
-    graph, result = insert(capture(make(), (torch.randn(2, *extents),)))
+    graph, result = insert(example_graph(name))
     assert result.details["quantized_products"] == len(graph.calls(*WEIGHT_AXIS)) == result.details["weights"]
     assert result.skipped == ()
     names = quantized(graph)

@@ -6,7 +6,7 @@ Tolerances: 1e-12 relative where both sides sum the same float64 products in ano
 import numpy as np
 import pytest
 import torch
-from models import EXAMPLES
+from example_graphs import example_graph
 from scipy.spatial.distance import cdist
 from score_cases import MODELS, Case, make_batches, make_case
 from torch import nn
@@ -209,7 +209,7 @@ def test_activations_are_read_after_batch_norm_and_relu(criterion, position):
 
 
 def test_a_shortcut_into_a_relu_is_passed():
-    graph = capture(EXAMPLES["resnet"][0](), torch.randn(2, 3, 16, 16))
+    graph = example_graph("resnet")
     evidence = gather(graph, Context(data=torch.randn(4, 3, 16, 16)), "apoz", "test")
     zeros = evidence.of("zeros")
     assert np.array_equal(zeros["layer2.0.conv2.0.weight"], zeros["layer2.0.shortcut.0.weight"])
@@ -226,7 +226,7 @@ def test_a_layer_without_zeros_is_ranked_by_magnitude():
 
 
 def test_random_is_even_and_follows_the_seed():
-    groups = Groups(IndexGraph(capture(EXAMPLES["efficientnet"][0](), torch.randn(2, 3, 16, 16))))
+    groups = Groups(IndexGraph(example_graph("efficientnet")))
     graph = groups.index.graph
     one, again, other = (
         importance(groups, "random", gather(graph, Context(seed=seed), "random", "test"), "none") for seed in (1, 1, 2)
@@ -253,7 +253,7 @@ def test_the_order_of_groups_changes_no_bit(criterion):
 
 @pytest.mark.parametrize("criterion", [c for c in CRITERIA if not NEEDS[c] and c != "random"])
 def test_ties_stay_ties(criterion):
-    graph = capture(EXAMPLES["resnet"][0](), torch.randn(2, 3, 16, 16))
+    graph = example_graph("resnet")
     groups = Groups(IndexGraph(graph))
     with torch.no_grad():
         for name, position, dim in groups.rows:

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from example_graphs import example_graph
 from models import EXAMPLES
 from score_cases import make_batches, make_case
 from torch import nn
@@ -44,7 +45,7 @@ def image_batches(count=2):
 
 
 def test_one_run_serves_all_criteria_and_leaves_the_graph_as_it_was():
-    graph = capture(EXAMPLES["mobilenet"][0](), torch.randn(2, 3, 16, 16)).train()
+    graph = example_graph("mobilenet").train()
     graph.weight("classifier.weight").requires_grad_(False)
     kept = torch.full_like(graph.weight("stem.0.weight"), 7.0)
     graph.weight("stem.0.weight").grad = kept

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from models import EXAMPLES
+from example_graphs import example_graph
 from torch import nn
 
 from planish.ir.capture import capture
@@ -53,6 +53,5 @@ def test_both_halves_keep_a_channel(options):
 
 @pytest.mark.parametrize("name", ["resnet", "mobilenet", "mlp"])
 def test_values_of_whole_families_need_no_care(name):
-    make, shape = EXAMPLES[name]
-    groups = Groups(IndexGraph(capture(make(), torch.randn(2, *shape))))
+    groups = Groups(IndexGraph(example_graph(name)))
     assert not last_ones(groups, np.ones(groups.count)).any()

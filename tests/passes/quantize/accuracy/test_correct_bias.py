@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from example_graphs import example_graph
 from models import EXAMPLES
 from torch import nn
 
@@ -44,9 +45,8 @@ def run(text: str, graph: Graph, data, **options):
 
 @pytest.mark.parametrize("name", ["vgg", "mobilenet"])
 def test_every_layer_has_its_float_mean(name):
-    make, shape = EXAMPLES[name]
-    data = batches(*shape)
-    graph = capture(make(), (data[0],))
+    data = batches(*EXAMPLES[name][1])
+    graph = example_graph(name)
     folded, _ = run("fold-batch-norm", graph, data)
     coarse, _ = run(COARSE, graph, data)
     corrected, result = run("correct-bias", coarse, data)
@@ -98,7 +98,7 @@ def test_a_shared_weight_is_skipped():
 
 def test_a_second_run_and_moved_weights_are_refused():
     data = batches(3, 16, 16, count=1)
-    graph = capture(EXAMPLES["resnet"][0](), (data[0],))
+    graph = example_graph("resnet")
     corrected, _ = run(f"{COARSE}, correct-bias", graph, data)
     with pytest.raises(UsageError, match="the graph has 'bias-corrected' by then"):
         run("correct-bias", corrected, data)
@@ -111,7 +111,7 @@ def test_a_second_run_and_moved_weights_are_refused():
 def test_refusals():
     with pytest.raises(UsageError, match="'how' is 'x'; expected empirical or analytic"):
         Pipeline.parse("correct-bias{how=x}")
-    graph = capture(EXAMPLES["resnet"][0](), (torch.randn(2, 3, 16, 16),))
+    graph = example_graph("resnet")
     calibrated, _ = run(COARSE, graph, batches(3, 16, 16, count=1))
     with pytest.raises(UsageError, match="the loader is empty"):
         run("correct-bias", calibrated, [])
@@ -119,7 +119,7 @@ def test_refusals():
 
 def test_fuel_stops_it():
     data = batches(3, 16, 16, count=1)
-    calibrated, _ = run(COARSE, capture(EXAMPLES["resnet"][0](), (data[0],)), data)
+    calibrated, _ = run(COARSE, example_graph("resnet"), data)
     corrected, result = run("correct-bias", calibrated, data, fuel=Fuel(1))
     assert result.changed == 1
     first, second = (arguments(p).bias for p in calibrated.calls("conv2d")[:2])

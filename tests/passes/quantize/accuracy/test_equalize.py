@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from example_graphs import example_graph
 from models import EXAMPLES
 from torch import nn
 from torch.nn import functional
@@ -173,9 +174,8 @@ def test_bounds_of_linear_layers_run_along_the_last_dim():
 
 @pytest.mark.parametrize("name", ["resnet", "mobilenet", "vgg", "mlp"])
 def test_whole_models_in_float32(name):
-    make, shape = EXAMPLES[name]
-    x = torch.randn(2, *shape)
-    graph = capture(make(), (x,))
+    x = torch.randn(2, *EXAMPLES[name][1])
+    graph = example_graph(name)
     outcome = Pipeline.parse("fold-batch-norm, equalize{clips=per-channel}").run(graph)
     assert outcome.steps[1].result.changed >= 1
     # float32 rounding of each weight and sum, 6e-8, grown over some twenty layers

@@ -1,6 +1,7 @@
 """quantize-sensitivity and keep-accuracy: which layers cost accuracy, and taking the worst out."""
 
 import json
+from functools import cache
 
 import pytest
 import torch
@@ -32,10 +33,15 @@ class Net(nn.Module):
         return self.head(y.mean((2, 3)))
 
 
-def net() -> Graph:
+@cache
+def captured() -> Graph:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return capture(Net().eval(), (torch.randn(2, 3, 9, 9),))
+
+
+def net() -> Graph:
+    return captured().copy()
 
 
 DATA = list(torch.randn(12, 3, 9, 9, generator=torch.Generator().manual_seed(2)).split(4))
@@ -44,7 +50,7 @@ COARSE = "insert-fake-quant{weight-bits=4}, calibrate"
 
 def score(graph: Graph) -> float:
     """Minus the mean squared difference to the float model."""
-    whole = net()
+    whole = captured()
     with torch.no_grad():
         return -float(torch.cat([(graph(x) - whole(x)).double() for x in DATA]).square().mean())
 

@@ -4,6 +4,7 @@ from functools import cache
 
 import pytest
 import torch
+from example_graphs import example_graph
 from lower_cases import Net, differences, lower, lower_net, ops, random_data, settled
 from models import EXAMPLES
 from torch import nn
@@ -22,8 +23,8 @@ WHOLE = "fold-batch-norm, insert-fake-quant{activations=target}, calibrate, lowe
 @cache
 def example(name: str, activations: str = "uint8"):
     """Made once; tests only read it."""
-    make, extents = EXAMPLES[name]
-    return lower(make(), random_data(8, *extents), activations, before="canonicalize, fold-batch-norm")
+    data = random_data(8, *EXAMPLES[name][1])
+    return lower(example_graph(name), data, activations, before="canonicalize, fold-batch-norm")
 
 
 @pytest.mark.parametrize(
