@@ -9,19 +9,27 @@ from pathlib import Path
 
 import pytest
 
+import planish
+from planish.ir.errors import UsageError
+
 HERE = Path(__file__).parent
 
 RUN = """
 import torch
 from torch import nn
 import planish
+from planish.ir.errors import UsageError
 
 class Model(nn.Module):
     def forward(self, x):
         return x * 2 * 3
 
-outcome = planish.Pipeline.parse("canonicalize, {text}").run(planish.capture(Model(), torch.ones(2, 3)))
+outcome = planish.Pipeline.parse("canonicalize, merge-scalings").run(planish.capture(Model(), torch.ones(2, 3)))
 print(outcome.steps[1].result.changed, float(outcome.graph(torch.ones(1, 3))[0, 0]))
+try:
+    planish.Pipeline.parse("merge-scaling")
+except UsageError as error:
+    print(error)
 """
 
 
@@ -40,38 +48,26 @@ def install(folder, modules=("planish_merge_scalings.py",)):
         shutil.copy(HERE / module, folder)
 
 
-def run(text, *folders):
-    paths = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])
-    code = RUN.replace("{text}", text)
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=300)
-
-
-@pytest.fixture
-def site(tmp_path):
-    install(tmp_path / "site")
-    return tmp_path / "site"
-
-
-def test_the_pass_is_found_through_the_entry_point(site):
-    done = run("merge-scalings", site)
+def test_the_pass_is_found_through_the_entry_point(tmp_path):
+    """In a process of its own, where nobody imports the package; a near miss finds its name."""
+    install(tmp_path)
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, "-c", RUN], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["1", "6.0"]
+    computed, refused = done.stdout.splitlines()
+    assert computed.split() == ["1", "6.0"]
+    assert "unknown pass 'merge-scaling'; did you mean 'merge-scalings'?" in refused
 
 
 def test_without_the_package_the_pass_is_unknown():
-    done = run("merge-scalings")
-    assert done.returncode != 0
-    assert "unknown pass 'merge-scalings'" in done.stderr
+    with pytest.raises(UsageError, match="unknown pass 'merge-scalings'"):
+        planish.Pipeline.parse("merge-scalings")
 
 
-def test_a_near_miss_finds_the_plug_ins_name(site):
-    done = run("merge-scaling", site)
-    assert "unknown pass 'merge-scaling'; did you mean 'merge-scalings'?" in done.stderr
-
-
-def test_a_broken_package_is_named(tmp_path):
+def test_a_broken_package_is_named(tmp_path, monkeypatch):
     install(tmp_path, modules=())
-    done = run("merge-scalings", tmp_path)
-    assert "plug-in 'merge-scalings' (planish_merge_scalings) cannot be imported: ModuleNotFoundError" in done.stderr
-    assert "repair or uninstall the package" in done.stderr
+    monkeypatch.syspath_prepend(tmp_path)
+    broken = r"plug-in 'merge-scalings' \(planish_merge_scalings\) cannot be imported: ModuleNotFoundError"
+    with pytest.raises(UsageError, match=f"{broken}.*repair or uninstall the package"):
+        planish.Pipeline.parse("merge-scalings")

@@ -48,7 +48,7 @@ FINISHED = [
     (shape, layout, to_float)
     for shape in SHAPES
     for layout, to_float in product(LAYOUTS, [False, True])
-    if shape in SHAPES[:2] or (layout == "heads first") == to_float
+    if shape in SHAPES[:1] or (layout == "heads first") == (to_float ^ (shape == SHAPES[-1]))
 ]
 
 
