@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .base import Integers
+from .base import ROUNDER, Integers
 from .tir import T
 
 
@@ -23,8 +23,12 @@ class NeonIntegers(Integers):
     together: ClassVar[int] = 4
     table_lanes: ClassVar[int] = 16
 
-    def stored_bytes(self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any) -> Any:
+    def stored_bytes(
+        self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any, *, fit_int16: bool = False
+    ) -> Any:
         """Both steps are exact in 16 bits."""
+        if fit_int16 and len(reals) > 1:
+            return self._saturated(reals, low, high, zero_point)
         lanes = len(reals) * self.lanes
         steps = self.held(reals, low, high) + T.broadcast(T.cast(zero_point, "int16"), lanes)
         return T.cast(steps, f"{self.activation}x{lanes}")
@@ -32,9 +36,9 @@ class NeonIntegers(Integers):
     def held(self, reals: Sequence[Any], low: Any, high: Any) -> Any:
         """Rounded and held between two whole numbers, as one vector of int16.
 
-        Adding 1.5 * 2**23 rounds to a whole number, which the sum's low bits hold: cheaper than to convert.
+        Adding `ROUNDER` rounds to a whole number, which the sum's low bits hold: cheaper than to convert.
         """
-        rounder = T.broadcast(T.float32(1.5 * 2**23), self.lanes)
+        rounder = T.broadcast(T.float32(ROUNDER), self.lanes)
         ends = [("fmax", T.broadcast(low, self.lanes)), ("fmin", T.broadcast(high, self.lanes))]
         whole = []
         for real in reals:
@@ -42,6 +46,21 @@ class NeonIntegers(Integers):
                 real = T.call_llvm_pure_intrin("float32x4", f"llvm.aarch64.neon.{compare}", real, end)
             whole.append(T.cast(T.reinterpret(real + rounder, dtype="int32x4"), "int16x4"))
         return joined(whole, self.lanes)
+
+    def _saturated(self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any) -> Any:
+        """Rounded to int16, then saturated to bytes, of which up to sixteen are held between the ends at a time."""
+        rounder, offset = T.broadcast(T.float32(ROUNDER), self.lanes), T.broadcast(T.cast(zero_point, "int16"), 8)
+        # TVM lets LLVM fuse a product into the sum behind it; the contract rounds both.
+        fenced = [T.call_llvm_pure_intrin("float32x4", "llvm.arithmetic.fence", real) for real in reals]
+        whole = [T.cast(T.reinterpret(real + rounder, dtype="int32x4"), "int16x4") for real in fenced]
+        parts = []
+        for first in range(0, len(whole), 2):
+            steps = joined(whole[first : first + 2], self.lanes)
+            shifted = T.call_llvm_pure_intrin("int16x8", "llvm.aarch64.neon.sqadd", steps, offset)
+            parts.append(T.call_llvm_pure_intrin("int8x8", "llvm.aarch64.neon.sqxtn", shifted))
+        lanes = len(reals) * self.lanes
+        ends = [T.broadcast(T.cast(end + zero_point, "int8"), lanes) for end in (low, high)]
+        return T.min(T.max(joined(parts, 8), ends[0]), ends[1])
 
     def multiply_taps(self, totals: Sequence[Any], values: Sequence[Any], weights: Sequence[Any]) -> None:
         """Two taps at a time in 16 bits, which hold both products: 2 * 128 * 127 < 2**15."""
@@ -116,6 +135,7 @@ class Sdot(ByPixel):
 
     name: ClassVar[str] = "sdot"
     lane_rows: ClassVar[int] = 4
+    reads_small_sums: ClassVar[bool] = True
 
     def woven_rows(self, rows: Sequence[Any], lanes: int) -> Any:
         """zip1 and zip2: rows 0 and 2, rows 1 and 3, then both."""

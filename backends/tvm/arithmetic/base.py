@@ -12,6 +12,8 @@ import numpy as np
 from ...tiles import NO_TILES, Tiles
 from .tir import T
 
+ROUNDER = 1.5 * 2**23  # float32 has no fractions around it
+
 
 @dataclass(frozen=True)
 class Arithmetic(ABC):
@@ -163,6 +165,7 @@ class Integers(Arithmetic):
     means: ClassVar[str] = "int32"
 
     together: ClassVar[int] = 1  # vectors of sums that become bytes at a time
+    reads_small_sums: ClassVar[bool] = False  # as floats (`requantize.start`), because conversions are slow
     joins_pixels: ClassVar[bool] = False  # whether it is worth it to take them from several pixels
     takes_any_byte: ClassVar[bool] = True  # as a weight, -128 too, in the order of `panels`: so may be activations
     table_lanes: ClassVar[int] = 0  # bytes that `look_up` takes at a time; 0 where it looks up one by one
@@ -177,10 +180,13 @@ class Integers(Arithmetic):
         """total plus activations * weights, summed over rows. Both hold `lanes` columns as `woven_rows` weaves them."""
         raise NotImplementedError
 
-    def stored_bytes(self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any) -> Any:
+    def stored_bytes(
+        self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any, *, fit_int16: bool = False
+    ) -> Any:
         """Vectors of float32, rounded half to even, held between two whole numbers, plus zero_point, as one of bytes.
 
-        low, high, zero_point: float32 scalars; the sums lie within the range of the activations.
+        low, high, zero_point: float32 scalars; the sums lie within the range of the activations. fit_int16: the rounded
+        vectors are known to lie within int16.
         """
         raise NotImplementedError
 

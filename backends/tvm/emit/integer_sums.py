@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm import relax
 
 from ....ir.ops import arguments, is_op
+from ..arithmetic import Integers
 from ..kernels import (
     Addition,
     Dense,
@@ -30,6 +32,7 @@ from ..kernels import (
 from . import transposed
 from .batched_products import emit_integers
 from .fuse_integers import IntegerPair, IntegerSum, is_depthwise, is_pointwise, window
+from .integer_bounds import with_small_sums
 from .integer_calls import keep, operands, whole_extents
 from .integer_numbers import arrays_of, constants_of, grid_of, stored_zero
 from .rows import Rows
@@ -45,7 +48,8 @@ def _conv(emitter: Emitter, kernel: IntegerSum) -> bool:
         return False
     batch, height, width, channels = extents
     outputs = int(call.weight.meta["val"].shape[0])
-    shape, finish, zero_point = window(node), _epilogue(kernel), stored_zero(emitter, call.input, call.zero_point)
+    shape, zero_point = window(node), stored_zero(emitter, call.input, call.zero_point)
+    finish, arrays = _finished(emitter, kernel, zero_point)
     bordered = bool(zero_point) and any(shape.padding)
     spec: Any
     if is_depthwise(node):
@@ -56,9 +60,7 @@ def _conv(emitter: Emitter, kernel: IntegerSum) -> bool:
         spec = DirectConv(batch, height, width, channels, outputs, shape, call.groups, False, finish, bordered)
     inputs = [kernel.source] if kernel.residual is None else [kernel.source, kernel.residual]
     packed = [emitter.values.packed(value) for value in inputs]
-    value = emitter.product_kernel(
-        kernel.result, spec, packed, arrays_of(emitter, kernel, zero_point), emitter.integers
-    )
+    value = emitter.product_kernel(kernel.result, spec, packed, arrays, emitter.integers)
     emitter.values.set_packed(kernel.result, value)
     return True
 
@@ -85,11 +87,12 @@ def emit_pair(emitter: Emitter, pair: IntegerPair) -> bool:
     channels, shape = int(first.weight.meta["val"].shape[0]), window(pair.depthwise.node)
     zeros = [stored_zero(emitter, call.input, call.zero_point) for call in (first, second)]
     bordered = bool(zeros[1]) and any(shape.padding)
-    spec = ExpandDepthwise(*extents, channels, shape, Requantize(), Requantize(), bordered)
-    arrays = [*arrays_of(emitter, pair.expand, zeros[0]), *arrays_of(emitter, pair.depthwise, zeros[1])]
+    expand, arrays = _finished(emitter, pair.expand, zeros[0])
+    epilogue, more = _finished(emitter, pair.depthwise, zeros[1])
+    spec = ExpandDepthwise(*extents, channels, shape, expand, epilogue, bordered)
     source = emitter.values.packed(pair.source)
     emitter.values.set_packed(
-        pair.result, emitter.product_kernel(pair.result, spec, [source], arrays, emitter.integers)
+        pair.result, emitter.product_kernel(pair.result, spec, [source], arrays + more, emitter.integers)
     )
     return True
 
@@ -100,8 +103,8 @@ def _linear(emitter: Emitter, kernel: IntegerSum) -> bool:
     outputs, inputs = map(int, call.weight.meta["val"].shape)
     rows = Rows.of(kernel.result, emitter.values[kernel.source])
     first = rows.flat(emitter, emitter.values[kernel.source], inputs)
-    arrays = arrays_of(emitter, kernel, stored_zero(emitter, call.input, call.zero_point))
-    spec = Dense(rows.count, inputs, outputs, _epilogue(kernel))
+    finish, arrays = _finished(emitter, kernel, stored_zero(emitter, call.input, call.zero_point))
+    spec = Dense(rows.count, inputs, outputs, finish)
     value = emitter.product_kernel(kernel.result, spec, [first], arrays, emitter.integers)
     emitter.values[kernel.result] = rows.unflat(emitter, value, outputs)
     return True
@@ -163,6 +166,15 @@ def _epilogue(kernel: IntegerSum) -> Requantize | Dequantize:
     if is_op(kernel.finish, "dequantize_int32"):
         return Dequantize()
     return Requantize("after" if kernel.residual is not None else None)
+
+
+def _finished(emitter: Emitter, kernel: IntegerSum, zero_point: int) -> tuple[Requantize | Dequantize, list[Any]]:
+    """The epilogue of a product and what it packs. Sums are small where it helps and the weights allow it."""
+    epilogue, arrays, arithmetic = _epilogue(kernel), arrays_of(emitter, kernel, zero_point), emitter.integers
+    small = None
+    if isinstance(epilogue, Requantize) and isinstance(arithmetic, Integers) and arithmetic.reads_small_sums:
+        small = with_small_sums(arrays, arithmetic.activation)
+    return (epilogue, arrays) if small is None else (replace(epilogue, small=True), small)
 
 
 RULES: dict[str, Callable[[Emitter, IntegerSum], bool]] = {

@@ -65,7 +65,7 @@ def pack(
         weights = packing.vectors(matrix, lanes, arithmetic.lane_weight)
     return [
         weights,
-        product_weights.biases(arithmetic, bias, matrix, zero_point, _reached(spec)),
+        product_weights.biases(arithmetic, bias, matrix, zero_point, _reached(spec), spec.epilogue),
         *product_weights.finishing(spec.epilogue, arithmetic, spec.channels, multiplier, constants),
     ]
 

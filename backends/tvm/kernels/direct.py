@@ -102,7 +102,7 @@ def pack(
     reached = p.borders.reached() if p.borders else [np.ones(spec.window.taps)]
     return [
         np.concatenate(cut),
-        product_weights.biases(arithmetic, bias, tap_sums, zero_point, reached),
+        product_weights.biases(arithmetic, bias, tap_sums, zero_point, reached, spec.epilogue),
         *product_weights.finishing(spec.epilogue, arithmetic, spec.out_channels, multiplier, constants),
     ]
 

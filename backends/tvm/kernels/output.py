@@ -9,7 +9,7 @@ from ..arithmetic import Arithmetic, Integers
 from ..arithmetic.tir import T
 from . import activations, requantize
 from .builder import Index, Kernel, Vector, View
-from .epilogues import Epilogue, Finish
+from .epilogues import Epilogue, Finish, Requantize
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ class Output:
         assert self.multiplier is not None and self.constants is not None
         factors = [self.multiplier.vector(channel, self.lanes) for channel in channels]
         residuals = [self.residual.vector(place, self.lanes) for place in places] if self.residual else []
-        stored = requantize.finish_together(self.integers, values, factors, self.constants, residuals)
+        assert isinstance(self.epilogue, Requantize)
+        stored = requantize.finish_together(self.epilogue, self.integers, values, factors, self.constants, residuals)
         size = length * self.lanes
         if len(offsets) == 1:
             self.target.store(offsets[0], stored, size)

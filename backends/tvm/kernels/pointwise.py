@@ -96,7 +96,7 @@ def pack(
     tap_sums = matrix.sum(1, keepdims=True, dtype=np.float64)
     return [
         packing.panels(matrix, arithmetic, vectors or p.tile.vectors),
-        product_weights.biases(arithmetic, bias, tap_sums, zero_point, [np.ones(1)]),
+        product_weights.biases(arithmetic, bias, tap_sums, zero_point, [np.ones(1)], spec.epilogue),
         *product_weights.finishing(spec.epilogue, arithmetic, p.outputs, multiplier, constants),
     ]
 

@@ -9,7 +9,7 @@ from . import packing
 from .builder import Kernel, Parameters
 from .epilogues import Epilogue, Finish, Requantize
 from .output import Output
-from .requantize import CONSTANTS, result_dtype
+from .requantize import CONSTANTS, result_dtype, start
 from .shapes import Shape, Signature
 
 
@@ -60,15 +60,19 @@ def biases(
     tap_sums: np.ndarray,
     zero_point: int,
     reached: list[np.ndarray],
+    epilogue: Finish | None = None,
 ) -> np.ndarray:
     """[classes * outputs] of the accumulator's dtype: sums begin with them.
 
     An input integer is q in memory and means q - zero_point, so that each bias holds -zero_point times the sum of the
     weights that its window reaches. tap_sums: [outputs, taps], the weights summed over inputs. reached: for every class
-    of outputs [taps], whether a tap falls on the image. Sums wrap around as the accumulators do.
+    of outputs [taps], whether a tap falls on the image. epilogue: what its sums begin with is added
+    (`requantize.start`). Sums wrap around as the accumulators do.
     """
     outputs = len(tap_sums)
     own = np.zeros(outputs) if bias is None else np.asarray(bias).reshape(-1)
+    if begin := start(epilogue):
+        own = own.astype(np.int64) + begin
     if not zero_point:
         return np.concatenate([packing.lanes_of(own, outputs, arithmetic.lanes, arithmetic.accumulator)] * len(reached))
     correction = [zero_point * (tap_sums.astype(np.int64) @ taps.astype(np.int64)) for taps in reached]

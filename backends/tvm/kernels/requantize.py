@@ -13,7 +13,7 @@ from ..arithmetic import Integers
 from ..arithmetic.tir import T
 from .builder import Vector, View
 from .epilogues import Dequantize, Requantize
-from .rounding import nearest, with_rounder
+from .rounding import ROUNDER, nearest, with_rounder, without_rounder
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,22 @@ class Steps:
         return nearest(T.min(T.max(value, self.number(low)), self.number(high)), self.lanes)
 
 
+def start(epilogue: Any) -> int:
+    """What every sum begins with beside its bias.
+
+    Small sums begin with the bits of `ROUNDER`: the bits that they end with are those of the float `ROUNDER` + sum, so
+    that one subtraction makes a float32 of a sum. On the Cortex-A76 a conversion takes as long as four of them.
+    """
+    small = isinstance(epilogue, Requantize) and epilogue.small
+    return int(np.float32(ROUNDER).view(np.int32)) if small else 0
+
+
+def _floats(epilogue: Requantize | Dequantize, sums: Vector, lanes: int) -> Vector:
+    """Sums as float32, rounded half to even where they are not small."""
+    kind = f"float32x{lanes}"
+    return without_rounder(T.reinterpret(sums, dtype=kind), lanes) if start(epilogue) else T.cast(sums, kind)
+
+
 def finish(
     epilogue: Requantize | Dequantize,
     sums: Vector,
@@ -121,7 +137,7 @@ def finish(
     residual: Vector | None,
 ) -> Vector:
     """A vector of int32 sums as the bytes (the lowest of int32) or the floats that are stored."""
-    real = T.cast(sums, f"float32x{lanes}") * multiplier
+    real = _floats(epilogue, sums, lanes) * multiplier
     if isinstance(epilogue, Dequantize):
         return real
     assert constant is not None
@@ -133,6 +149,7 @@ def finish(
 
 
 def finish_together(
+    epilogue: Requantize,
     arithmetic: Integers,
     sums: Sequence[Vector],
     multipliers: Sequence[Vector],
@@ -141,12 +158,12 @@ def finish_together(
 ) -> Vector:
     """Vectors of int32 sums as one vector of the bytes that are stored. residuals: one for each, or none at all."""
     grid, low, high = Steps(arithmetic.lanes, constant), Constant.LOW, Constant.HIGH
-    reals = [T.cast(s, f"float32x{arithmetic.lanes}") * m for s, m in zip(sums, multipliers, strict=True)]
+    reals = [_floats(epilogue, s, arithmetic.lanes) * m for s, m in zip(sums, multipliers, strict=True)]
     if residuals:
         reals = [grid.total(grid.rounded(real), other) for real, other in zip(reals, residuals, strict=True)]
         low, high = Constant.LOW_OF_SUM, Constant.HIGH_OF_SUM
     bounds = (constant.scalar(int(each)) for each in (low, high, Constant.ZERO_POINT))
-    return arithmetic.stored_bytes(reals, *bounds)
+    return arithmetic.stored_bytes(reals, *bounds, fit_int16=epilogue.small and not residuals)
 
 
 def result_dtype(epilogue: Any, activation: str) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from ..arithmetic.base import ROUNDER
 from ..arithmetic.tir import T
 from .builder import Vector
-
-ROUNDER = 1.5 * 2**23  # float32 has no fractions around it
 
 
 def with_rounder(x: Vector, lanes: int) -> Vector:

@@ -95,6 +95,14 @@ def test_arm_accumulators_are_whole_vectors(arithmetic):
         assert not LANE_MOVES.findall(pi_5_assembly(spec, arithmetic))
 
 
+def test_small_sums_become_bytes_without_conversions():
+    """One subtraction makes a float of a sum; its product is rounded before it is added to, as the contract says."""
+    for small in (False, True):
+        text = pi_5_assembly(Pointwise(1, 14, 14, 96, 96, Requantize(small=small)), Sdot(4, 32))
+        assert ("scvtf\tv" in text, "sqxtn\tv" in text) == (not small, small)
+        assert "fmul\tv" in text and not re.search(r"\bfml[as]\s+v", text)
+
+
 @pytest.mark.parametrize("arithmetic", [NeonFp32(4, 32), Sdot(4, 32)])
 def test_accumulators_by_lanes_would_be_seen(arithmetic, monkeypatch):
     """Without this pass the indices of registers are sums of vectors, which LLVM does not take for a whole one."""

@@ -165,6 +165,23 @@ def test_depthwise(case, name):
     check_conv(case, spec, case.bytes(batch or 2, channels, height, width), channels, zero_point)
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        Pointwise(1, 7, 7, 32, 50, Requantize("after", small=True)),
+        DirectConv(1, 7, 7, 5, 32, SAME, epilogue=Requantize(small=True), bordered=True),
+        Depthwise(1, 9, 9, 20, SAME, Requantize(small=True), True),
+    ],
+    ids=["pointwise", "direct", "depthwise"],
+)
+def test_small_sums(case, spec):
+    """At most 45 products and a bias: |sum| <= 45 * 127 * 255 + 2**20 < 2**22."""
+    inputs = getattr(spec, "in_channels", None) or spec.channels
+    groups = inputs if isinstance(spec, Depthwise) else 1
+    added = spec.epilogue.residual is not None
+    check_conv(case, spec, case.bytes(1, inputs, spec.height, spec.width), groups, 77, added=added)
+
+
 @pytest.mark.parametrize("name", DEPTHWISE)
 def test_expand_depthwise(case, name):
     """The bytes between the two convolutions are the contract's own."""

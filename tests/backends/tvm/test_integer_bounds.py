@@ -1,0 +1,69 @@
+"""Which products have small sums, and that a product that is changed for it gives the same bytes."""
+
+import itertools
+
+import numpy as np
+import pytest
+from integer_arithmetic import requantize
+
+from planish.backends.tvm.emit.integer_bounds import INT32, LARGEST_STEP, LARGEST_SUM, sum_ends, with_small_sums
+from planish.backends.tvm.kernels import StoredGrid, constants
+
+GRID = StoredGrid(-128, -128, 127)
+LARGEST_BIAS = 2**30
+
+
+def product(weight, bias, factors, zero_point=-3, grid=GRID) -> list:
+    """As `arrays_of` gives it."""
+    bias, factors = np.array(bias, np.int32), np.array(factors, np.float32)
+    return [np.array(weight, np.int8), bias, factors, constants(grid), zero_point]
+
+
+def results(arrays: list, x: np.ndarray, grid=GRID) -> np.ndarray:
+    """x: [samples, inputs], as they are stored."""
+    weight, bias, factors, _, zero_point = arrays
+    sums = (x.astype(np.int64) - zero_point) @ weight.astype(np.int64).T + bias
+    return requantize(sums, np.broadcast_to(factors, len(weight)), grid.zero_point, grid.low, grid.high)
+
+
+@pytest.mark.parametrize("zero_point", [-128, -3, 0, 127])
+def test_ends_are_reached_and_not_passed(zero_point):
+    weight, bias = np.array([[3, -7, 127], [0, 0, 0], [-1, -2, -3]], np.int8), np.array([5, -9, 2**20], np.int32)
+    corners = np.array(list(itertools.product([-128, zero_point, 127], repeat=3)))
+    sums = (corners - zero_point) @ weight.astype(np.int64).T + bias
+    assert np.array_equal(sum_ends(weight, bias, zero_point, "int8"), [sums.min(0), sums.max(0)])
+
+
+def test_small_sums_are_left_as_they_are():
+    arrays = product(np.full((2, 16), 127), [100, -100], [0.01, 0.02])
+    assert with_small_sums(arrays, "int8") is arrays
+
+
+@pytest.mark.parametrize("bias", [LARGEST_BIAS, -LARGEST_BIAS, 700_000_000])
+def test_an_output_whose_weights_nearly_vanish_becomes_its_bias(bias):
+    """Calibration gives it a scale so small that its bias fills int32."""
+    weight = np.random.default_rng(0).integers(-127, 128, (3, 32))
+    arrays = product(weight, [1000, bias, -1000], [0.01, 100.2 / LARGEST_BIAS, 0.01])
+    small = with_small_sums(arrays, "int8")
+    assert small is not None and not np.array_equal(small[0], arrays[0])
+    assert np.abs(sum_ends(small[0], small[1], small[4], "int8")).max() <= LARGEST_SUM
+    x = np.random.default_rng(1).integers(-128, 128, (500, 32))
+    assert np.array_equal(results(small, x), results(arrays, x))
+    assert arrays[1][1] == bias  # the given arrays are the graph's own
+
+
+@pytest.mark.parametrize(
+    ("why", "bias", "factor"),
+    [
+        ("bytes differ by input", LARGEST_BIAS, 100.5 / LARGEST_BIAS),
+        ("sums may wrap around", INT32.max - 5, 100.2 / INT32.max),
+        ("the sum is too large", LARGEST_SUM + 1, 1e-4),
+        ("the step is too large", 20_000, 2.0 * LARGEST_STEP / 20_000),
+    ],
+)
+def test_what_cannot_be_small_says_so(why, bias, factor):
+    """Ends of the step's grid hold only the last two back: results below and above them would be equal."""
+    grid = StoredGrid(0, -128, 127) if "bytes" in why or "wrap" in why else StoredGrid(0, -(2**20), 2**20)
+    weight = np.full((1, 32), 127)
+    assert with_small_sums(product(weight, [bias], [factor], grid=grid), "int8") is None
+    assert with_small_sums(product(weight, [0], [1e-3], grid=grid), "int8") is not None
