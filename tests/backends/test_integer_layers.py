@@ -98,7 +98,7 @@ def drawn_layers(examples: int):
         phases=(Phase.generate,),
         suppress_health_check=list(HealthCheck),
     )
-    return lambda test: chosen(given(st.lists(layers(), min_size=6, max_size=6), st.integers(0, 1000))(test))
+    return lambda test: chosen(given(st.lists(layers(), min_size=4, max_size=4), st.integers(0, 1000))(test))
 
 
 @pytest.mark.parametrize("activations", ["int8", "uint8"])

@@ -1,6 +1,8 @@
 """Whole models in integers: what is compiled gives the bytes that the integer graph gives in PyTorch."""
 
 import shutil
+from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
@@ -60,23 +62,24 @@ class EveryPlainOp(nn.Module):
         return self.mix(x * x + x)
 
 
-def integer_graph(model: nn.Module, shape: tuple[int, ...], activations: str) -> tuple[Graph, torch.Tensor]:
+@cache
+def integer_graph(
+    make: Callable[[], nn.Module], shape: tuple[int, ...], activations: str
+) -> tuple[Graph, torch.Tensor]:
+    """Made once; tests only read it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = make().eval()
     x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(1))
-    captured = planish.capture(model.eval(), (x,))
+    captured = planish.capture(model, (x,))
     outcome = planish.Pipeline.parse(RECIPE.format(activations)).run(captured, planish.Context(data=[x]))
     assert outcome.steps[-1].result.details["integer_macs"] == 1.0
     return outcome.graph, x
 
 
-def seeded(make) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return make()
-
-
 @pytest.mark.parametrize("activations", ["int8", "uint8"])
 def test_every_kernel_gives_the_bytes_of_the_graph(activations):
-    graph, x = integer_graph(seeded(EveryKernel), (3, 18, 17), activations)
+    graph, x = integer_graph(EveryKernel, (3, 18, 17), activations)
     target = Target.get("local")
     model = to_relax(graph, target)  # the batch is known at run time
     assert model.others == {"flatten": 1, "cat": 1}  # nothing is left to TVM's own loops
@@ -86,25 +89,26 @@ def test_every_kernel_gives_the_bytes_of_the_graph(activations):
 
 @pytest.mark.parametrize("activations", ["int8", "uint8"])
 def test_what_has_no_kernel_gives_the_bytes_of_the_graph(activations):
-    graph, x = integer_graph(seeded(EveryPlainOp), (6, 16), activations)
+    graph, x = integer_graph(EveryPlainOp, (6, 16), activations)
     target, graph = Target.get("local"), fix_batch(graph, 4)
     assert torch.equal(compile_model(to_relax(graph, target), target)(x)[0], graph(x))
 
 
 def test_linear_layers_of_many_dims_keep_a_symbolic_batch():
     """[batch, tokens, features]: the number of rows is known at run time."""
-    model = seeded(lambda: nn.Sequential(nn.Linear(7, 12), nn.ReLU(), nn.Linear(12, 5)))
-    graph, x = integer_graph(model, (3, 7), "int8")
+
+    def tokens():
+        return nn.Sequential(nn.Linear(7, 12), nn.ReLU(), nn.Linear(12, 5))
+
+    graph, x = integer_graph(tokens, (3, 7), "int8")
     compiled = compile_model(to_relax(graph, Target.get("local")), Target.get("local"))
     for batch in (1, 4):
         assert torch.equal(compiled(x[:batch])[0], graph(x[:batch]))
     assert str(graph.inputs[0].shape) == "('b', 3, 7)"
 
 
-@pytest.mark.parametrize("name", ["resnet", "mobilenet"])
-def test_a_network_gives_the_bytes_of_the_graph(name):
-    make, shape = EXAMPLES[name]
-    graph, x = integer_graph(seeded(make), shape, "int8")
+def test_a_network_gives_the_bytes_of_the_graph():
+    graph, x = integer_graph(*EXAMPLES["mobilenet"], "int8")
     compiled = planish.compile(graph, recipe="", batch=4)
     assert torch.equal(compiled(x), graph(x))
     assert compiled.report.exact
@@ -126,17 +130,20 @@ VMULL = pytest.param("raspberry-pi-2", marks=QEMU_32)
 @pytest.mark.parametrize("target", ["x86-64-v3", "raspberry-pi-4", "raspberry-pi-5", SMMLA, VMULL])
 def test_a_c_program_gives_the_bytes_of_the_graph(target):
     """The bundle's own golden pair is verified with tolerance zero."""
-    graph, x = integer_graph(seeded(EveryKernel), (3, 18, 17), "int8")
+    graph, x = integer_graph(EveryKernel, (3, 18, 17), "int8")
     compiled = planish.compile(graph, recipe="", batch=4, target=target)
     assert torch.equal(compiled(x), graph(x))
+
+
+def rests() -> nn.Module:
+    return nn.Sequential(nn.Linear(13, 21), nn.ReLU(), nn.Linear(21, 3), nn.ReLU(), nn.Linear(3, 9))
 
 
 @QEMU
 @pytest.mark.parametrize("rows", [1, 5])
 def test_smmla_takes_rows_in_pairs_and_the_last_one_alone(rows):
     """Reductions of 13 and 3: less than the eight steps of an instruction, and a rest behind them."""
-    model = seeded(lambda: nn.Sequential(nn.Linear(13, 21), nn.ReLU(), nn.Linear(21, 3), nn.ReLU(), nn.Linear(3, 9)))
-    graph, x = integer_graph(model, (13,), "int8")
+    graph, x = integer_graph(rests, (13,), "int8")
     x = torch.cat([x, -3 * x])[:rows]  # some of it saturates
     compiled = planish.compile(graph, recipe="", batch=rows, target="graviton3")
     assert torch.equal(compiled(x), graph(x))
@@ -145,7 +152,7 @@ def test_smmla_takes_rows_in_pairs_and_the_last_one_alone(rows):
 
 
 def test_a_bundle_of_integers_is_verified_to_the_byte(tmp_path):
-    graph, x = integer_graph(seeded(EXAMPLES["mlp"][0]), EXAMPLES["mlp"][1], "int8")
+    graph, x = integer_graph(*EXAMPLES["mlp"], "int8")
     bundle = planish.compile(graph, recipe="", batch=4).save(tmp_path / "mlp.planish")
     loaded = planish.load(bundle)
     assert torch.equal(loaded(x), graph(x))

@@ -84,6 +84,7 @@ BYTES: list[Spec] = [
     DirectConv(1, 9, 9, 3, 20, Window((5, 3)), epilogue=Requantize()),
     ExpandDepthwise(1, 9, 15, 19, 50, SAME, Requantize(), Requantize()),
     Depthwise(1, 9, 15, 20, SAME, REQUANTIZED),
+    TransposedConv(1, 5, 7, 20, 40, (2, 2), (2, 2), (0, 0), (1, 1), (10, 14), Requantize()),
     ToIntegers(1, 3, 37, 3),
 ]
 PAGE = mmap.PAGESIZE

@@ -1,13 +1,19 @@
 """Winograd convolutions against PyTorch in float64, and where they are chosen."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from planish.backends.tvm.arithmetic import NeonFp16, NeonFp32
 from planish.backends.tvm.kernels import DirectConv, Epilogue, Window, Winograd
 from planish.backends.tvm.kernels.winograd_choice import instead_of
 from planish.backends.tvm.kernels.winograd_matrices import POINTS, matrices
+from planish.backends.tvm.kernels.winograd_plan import plan
+
+from .conftest import Runner
 
 # batch, height, width, in, out, padding
 CASES = {
@@ -23,10 +29,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("tile", POINTS)
+@pytest.mark.parametrize("tile", (2, 3, 4))
 @pytest.mark.parametrize("case", CASES)
 def test_winograd(runner, case, tile):
-    """Tolerance: a direct kernel's (one rounding error per product) for 2 x 2 tiles; for 4 x 4 tiles, whose transforms
+    """Tolerance: a direct kernel's (one rounding error per product) for 2 x 2 tiles; for larger ones, whose transforms
     multiply by up to 8 and add up to 36 products, 8 times that (seen: 4)."""
     batch, height, width, inputs, outputs, padding = CASES[case]
     torch.manual_seed(0)
@@ -39,17 +45,68 @@ def test_winograd(runner, case, tile):
     got = runner.images(spec, x, weight, bias, residual=added)
     padded = F.pad(x.double(), (left, right, top, bottom))
     wanted = F.relu(F.conv2d(padded, weight.double(), bias.double()) + added)
-    torch.testing.assert_close(got.double(), wanted, rtol=0, atol=2e-7 * (9 * inputs + 8) * (8 if tile == 4 else 1))
+    torch.testing.assert_close(got.double(), wanted, rtol=0, atol=2e-7 * (9 * inputs + 8) * (8 if tile > 2 else 1))
 
 
-@pytest.mark.parametrize("outputs", POINTS)
-def test_matrices_filter_exactly(outputs):
+# kernel, stride, tile, image; then batch, height, width, in, out, padding
+STRIDED = {
+    "4x4 of 3x3": ((3, 2, 4, False), (1, 13, 14, 20, 40, (1, 1, 1, 1))),
+    "5x5 of 3x3": ((3, 2, 5, False), (2, 9, 16, 16, 32, (0, 1, 0, 1))),
+    "3x3 of 3x3, batch known at run time": ((3, 2, 3, False), (None, 12, 12, 16, 24, (1, 1, 1, 1))),
+    "4x4 of 5x5, images share a block": ((5, 2, 4, False), (5, 7, 7, 16, 16, (2, 2, 2, 2))),
+    "an image": ((7, 2, 3, True), (1, 21, 26, 3, 40, (3, 3, 3, 3))),
+    "images, padding on one side": ((7, 2, 3, True), (2, 16, 11, 2, 24, (0, 5, 6, 0))),
+    "an image, 3x3": ((3, 2, 5, True), (1, 24, 24, 3, 16, (1, 1, 1, 1))),
+    "more weights than map: in parts": ((3, 2, 4, False), (1, 8, 8, 40, 64, (1, 1, 1, 1))),
+}
+
+
+@pytest.fixture
+def neon(widest) -> Runner:
+    """The kernels of ARM in this processor: the same loops, outputs in parts for two cores."""
+    return Runner(replace(widest.machine, arithmetic=NeonFp32(4, 32, 2)))
+
+
+@pytest.mark.parametrize("case", STRIDED)
+def test_phases_of_a_stride(neon, case):
+    """Tolerance: as for large tiles above."""
+    (kernel, stride, tile, image), (batch, height, width, inputs, outputs, padding) = STRIDED[case]
+    torch.manual_seed(0)
+    x = torch.randn(batch or 3, inputs, height, width)
+    weight, bias = torch.randn(outputs, inputs, kernel, kernel), torch.randn(outputs)
+    top, bottom, left, right = padding
+    padded = F.pad(x.double(), (left, right, top, bottom))
+    wanted = F.conv2d(padded, weight.double(), bias.double(), stride=stride)
+    added = torch.randn(wanted.shape)
+    epilogue = Epilogue("relu", residual="before")
+    spec = Winograd(batch, height, width, inputs, outputs, padding, tile, epilogue, kernel, stride, image)
+    assert (plan(spec, neon.arithmetic).parts > 1) == case.endswith("in parts")
+    got = neon.images(spec, x, weight, bias, residual=added)
+    torch.testing.assert_close(got.double(), F.relu(wanted + added), rtol=0, atol=16e-7 * (kernel**2 * inputs + 8))
+
+
+@pytest.mark.parametrize("case", ["an image", "more weights than map: in parts"])
+def test_parts_and_blocks_give_the_same_bytes(widest, case):
+    """However many cores the outputs or the tiles are cut for, every output is the same sum in the same order."""
+    (kernel, stride, tile, image), (batch, height, width, inputs, outputs, padding) = STRIDED[case]
+    torch.manual_seed(0)
+    x, weight = torch.randn(batch, inputs, height, width), torch.randn(outputs, inputs, kernel, kernel)
+    spec = Winograd(batch, height, width, inputs, outputs, padding, tile, Epilogue(), kernel, stride, image)
+    one, four = (
+        Runner(replace(widest.machine, arithmetic=NeonFp32(4, 32, cores))).images(spec, x, weight, None)
+        for cores in (1, 4)
+    )
+    assert torch.equal(one, four)
+
+
+@pytest.mark.parametrize(("outputs", "taps"), [(s - r + 1, r) for s in POINTS for r in (2, 3, 4) if s > r])
+def test_matrices_filter_exactly(outputs, taps):
     """output @ ((weight @ g) * (input @ d)) is the correlation of d and g, in fractions."""
-    made = matrices(outputs)
+    made = matrices(outputs, taps)
     rows = [np.array(rows, object) for rows in (made.output, made.weight, made.input)]
     generator = np.random.default_rng(0)
-    g, d = (np.array(generator.integers(-9, 9, n).tolist(), object) for n in (3, outputs + 2))
-    wanted = [sum(d[i + j] * g[j] for j in range(3)) for i in range(outputs)]
+    g, d = (np.array(generator.integers(-9, 9, n).tolist(), object) for n in (taps, outputs + taps - 1))
+    wanted = [sum(d[i + j] * g[j] for j in range(taps)) for i in range(outputs)]
     assert (rows[0] @ ((rows[1] @ g) * (rows[2] @ d))).tolist() == wanted
 
 
@@ -72,4 +129,25 @@ SAME = Window((3, 3), padding=(1, 1, 1, 1))
 )
 def test_choice(widest, conv, tile):
     found = instead_of(conv, widest.arithmetic)
+    assert (found and found.tile) == tile
+
+
+STEM = Window((7, 7), (2, 2), (3, 3, 3, 3))
+HALVED = Window((3, 3), (2, 2), (1, 1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("conv", "tile"),
+    [
+        (DirectConv(1, 224, 224, 3, 64, STEM, image=True), 3),
+        (DirectConv(None, 224, 224, 3, 64, STEM, image=True), None),
+        (DirectConv(1, 56, 56, 64, 128, HALVED), 4),
+        (DirectConv(1, 28, 28, 128, 256, HALVED), 5),
+        (DirectConv(1, 14, 14, 256, 256, SAME), 4),
+        (DirectConv(1, 56, 56, 64, 64, Window((5, 5), padding=(2, 2, 2, 2))), None),
+    ],
+)
+@pytest.mark.parametrize("arithmetic", [NeonFp32(4, 32, 4), NeonFp16(8, 32, 4)], ids=["fp32", "fp16"])
+def test_choice_on_arm(arithmetic, conv, tile):
+    found = instead_of(conv, arithmetic)
     assert (found and found.tile) == tile
