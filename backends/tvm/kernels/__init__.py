@@ -24,6 +24,7 @@ from . import (
     layout,
     matrix_conv,
     matrix_plan,
+    matrix_transposed,
     pointwise,
     pool,
     row_reductions,
@@ -93,6 +94,8 @@ FAMILIES: dict[type, Any] = {
 
 def family(spec: Spec, arithmetic: Arithmetic) -> Any:
     """The module of a spec: that of a matrix unit where there is one and it takes the spec."""
+    if isinstance(spec, TransposedConv):
+        return matrix_transposed if matrix_transposed.takes(spec, arithmetic) else transposed
     return matrix_conv if matrix_plan.takes(spec, arithmetic) else FAMILIES[type(spec)]
 
 

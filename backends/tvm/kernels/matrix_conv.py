@@ -21,6 +21,7 @@ Product = Pointwise | Dense | DirectConv
 
 
 def signature(spec: Product, arithmetic: Amx) -> Signature:
+    """The input, panels of weights, biases, what padding holds, what the epilogue reads, and the output."""
     p, lanes = plan(spec, arithmetic.lanes), arithmetic.lanes
     source: Shape
     output: Shape
@@ -44,11 +45,22 @@ def pack(
     constants: np.ndarray | None = None,
     zero_point: int = 0,
 ) -> list[np.ndarray]:
-    """weight [out, in, (kh, kw)] -> panels, bias, what padding holds, and what the epilogue reads.
-
-    Padding holds the zero point, so that one bias serves all pixels.
-    """
+    """weight [out, in, (kh, kw)] -> panels, bias, what padding holds, and what the epilogue reads."""
     p = plan(spec, arithmetic.lanes)
+    return packed(p, spec.epilogue, arithmetic, weight, bias, multiplier, constants, zero_point)
+
+
+def packed(
+    p: MatrixPlan,
+    epilogue: Any,
+    arithmetic: Amx,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    multiplier: np.ndarray | None = None,
+    constants: np.ndarray | None = None,
+    zero_point: int = 0,
+) -> list[np.ndarray]:
+    """`pack` for a plan. Padding holds the zero point, so that one bias serves all pixels."""
     outputs = len(weight)
     taps = np.asarray(weight).reshape(outputs, -1, *p.window.kernel).transpose(0, 2, 3, 1)
     whole = np.zeros((*taps.shape[:3], p.channels), np.int8)
@@ -59,7 +71,7 @@ def pack(
         packing.panels(tiles, arithmetic, p.wide),
         product_weights.biases(arithmetic, bias, sums, zero_point, [np.ones(1)]),
         np.full(arithmetic.lanes, zero_point, np.uint8),
-        *product_weights.finishing(spec.epilogue, arithmetic, outputs, multiplier, constants),
+        *product_weights.finishing(epilogue, arithmetic, outputs, multiplier, constants),
     ]
 
 
@@ -73,16 +85,24 @@ def _in_tiles(runs: np.ndarray, p: MatrixPlan) -> np.ndarray:
 
 
 def describe(spec: Product, arithmetic: Amx) -> str:
-    p = plan(spec, arithmetic.lanes)
-    family = "dense" if isinstance(spec, Dense) else "x".join(map(str, p.window.kernel))
+    return described(plan(spec, arithmetic.lanes), arithmetic, "dense" if isinstance(spec, Dense) else "")
+
+
+def described(p: MatrixPlan, arithmetic: Amx, family: str = "") -> str:
+    """`describe` for a plan; the family is by default the window."""
+    family = family or "x".join(map(str, p.window.kernel))
     return f"matrix {family}, {p.tall} x {p.wide} tiles of {p.size} pixels x {arithmetic.lanes}"
 
 
 def prim_func(spec: Product, arithmetic: Amx) -> Any:
-    p = plan(spec, arithmetic.lanes)
+    return nest_of(plan(spec, arithmetic.lanes), signature(spec, arithmetic), spec.epilogue, arithmetic)
+
+
+def nest_of(p: MatrixPlan, parameters: Signature, epilogue: Any, arithmetic: Amx) -> Any:
+    """The PrimFunc of a plan, with the parameters of `signature`."""
     with Kernel() as kernel:
-        given = kernel.parameters(signature(spec, arithmetic))
-        output = product_weights.output_of(kernel, arithmetic, spec.epilogue, given, taken=3)
+        given = kernel.parameters(parameters)
+        output = product_weights.output_of(kernel, arithmetic, epilogue, given, taken=3)
         weights, bias, padding = given.weights[:3]
         nest = Nest(kernel, arithmetic, p, given.sources[0], weights, bias, padding, output)
         nest.emit(1 if p.images is None else p.images or given.batch)

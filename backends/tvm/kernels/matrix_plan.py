@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..arithmetic import Amx, Arithmetic
+from .builder import Index
 from .shapes import Dense, DirectConv, Pointwise, Window, round_up
 from .tile import Blocks, cut_blocks
 
@@ -23,8 +24,9 @@ class MatrixPlan:
     out_pitch, vector_pitch: elements from one output pixel, and from one vector of outputs, to the next.
     source_pitch, source_width, source_height: of the input as it lies in memory.
     run: bytes of a run; depth: bytes of it that a tile takes, the last of them again where the run is no multiple.
-    tall, wide: tiles of pixels x vectors of outputs that are summed at a time. copied: whether a block of lines is
-    copied first, with its padding around it and `channels` bytes of each pixel.
+    tall, wide: tiles of pixels x vectors of outputs that are summed at a time. phases: pixels of the output, down and
+    across, that one of these pixels gives (of a transposed convolution); their vectors follow each other. copied:
+    whether a block of lines is copied first, with its padding around it and `channels` bytes of each pixel.
     """
 
     images: int | None
@@ -43,6 +45,7 @@ class MatrixPlan:
     tall: int
     wide: int
     vector_pitch: int = 16
+    phases: tuple[int, int] = (1, 1)
 
     @property
     def runs(self) -> tuple[int, int]:
@@ -85,6 +88,21 @@ class MatrixPlan:
         """Input lines that `rows` lines of outputs read."""
         reach = (self.window.kernel[0] - 1) * self.window.dilation[0] + 1
         return (rows - 1) * self.window.stride[0] + reach
+
+    def pixel_place(self, line: Index, first: Index) -> Index:
+        """Offset of what pixel `first` gives: the pixel of a line, or of all pixels where there are no lines."""
+        down, across = self.phases
+        before = 0 if self.pixels else line * (self.row_pixels * down)
+        return (before + first) * (across * self.out_pitch)
+
+    def vector_place(self, vector: Index) -> Index:
+        """Offset of a vector of outputs from the first one of its pixel."""
+        down, across = self.phases
+        if down * across == 1:
+            return vector * self.vector_pitch
+        each = self.vectors // (down * across)
+        phase, inside = vector // each, vector % each * self.vector_pitch
+        return (phase // across * (self.row_pixels * across) + phase % across) * self.out_pitch + inside
 
     def blocks(self, arithmetic: Arithmetic, panels: int) -> tuple[Blocks, Blocks]:
         """Blocks of lines whose input stays in the cache, and of panels; together they keep every core busy.
@@ -130,7 +148,7 @@ def plan(spec: Pointwise | Dense | DirectConv, lanes: int) -> MatrixPlan:
     vectors = round_up(outputs, lanes) // lanes
     rows = -(-pixels // size)
     images = 0 if isinstance(spec, Pointwise) and spec.batch is None else None
-    tall, wide = _shape(rows, vectors)
+    tall, wide = shape(rows, vectors)
     return MatrixPlan(
         images=images, rows=rows, row_pixels=size, pixels=pixels, size=size, out_pitch=out_pitch, vectors=vectors,
         window=NO_WINDOW, source_pitch=in_pitch, source_width=size, source_height=rows, channels=channels, copied=False,
@@ -143,7 +161,7 @@ def _of_window(spec: DirectConv, lanes: int) -> MatrixPlan:
     outputs, source_pitch = round_up(spec.out_channels, lanes), round_up(spec.in_channels, lanes)
     few = round_up(spec.in_channels, 4)
     copied = any(spec.window.padding) or few < lanes
-    tall, wide = _shape(height, outputs // lanes)
+    tall, wide = shape(height, outputs // lanes)
     return MatrixPlan(
         images=spec.batch or 0, rows=height, row_pixels=width, pixels=None, size=_even(width), out_pitch=outputs,
         vectors=outputs // lanes, window=spec.window, source_pitch=source_pitch, source_width=spec.width,
@@ -163,7 +181,7 @@ def _even(pixels: int) -> int:
     return -(-pixels // -(-pixels // Amx.matrix.rows))
 
 
-def _shape(rows: int, vectors: int) -> tuple[int, int]:
+def shape(rows: int, vectors: int) -> tuple[int, int]:
     """Tiles summed at a time: four, so that each operand that is loaded is used twice."""
     if vectors == 1:
         return min(rows, 4), 1

@@ -140,7 +140,7 @@ class Tiles:
         """Write the tiles of one line, from number `tile` on; pixels that the tile before has written are left out."""
         p = self.plan
         first, written = self.pixels(line, column)
-        place = block.place + (first if p.pixels else line * p.row_pixels + first) * p.out_pitch
+        place = block.place + p.pixel_place(line, first)
         write = _Write(self, block.output, place, tile, vector, wide)
         most = max(1, block.output.together // (1 if write.joins_pixels else wide))
         count = p.size - written
@@ -168,7 +168,8 @@ class _Write:
     @property
     def joins_pixels(self) -> bool:
         """Whether the pixels of a vector lie side by side, and not the vectors of a pixel."""
-        return self.tiles.plan.out_pitch == self.tiles.arithmetic.lanes
+        p = self.tiles.plan
+        return p.out_pitch * p.phases[1] == self.tiles.arithmetic.lanes
 
     def pixels(self, first: Index, count: int) -> None:
         """Some neighbouring pixels."""
@@ -187,7 +188,7 @@ class _Write:
 
     def offset(self, pixel: Index, v: int) -> Index:
         p = self.tiles.plan
-        return self.place + pixel * p.out_pitch + (self.vector + v) * p.vector_pitch
+        return self.place + pixel * (p.phases[1] * p.out_pitch) + p.vector_place(self.vector + v)
 
 
 def _address(view: View, offset: Index) -> Any:

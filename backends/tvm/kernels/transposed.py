@@ -82,6 +82,18 @@ def pack(
     *rest: Any,
 ) -> list[np.ndarray]:
     """weight [in, out, kh, kw], and the others per channel of the output, as `direct.pack` takes them."""
+    inner = convolution(spec, arithmetic)
+    return direct.pack(inner, arithmetic, *convolved(spec, arithmetic, weight, bias, multiplier), *rest)
+
+
+def convolved(
+    spec: TransposedConv,
+    arithmetic: Arithmetic,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    multiplier: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Weight [phases x channels, in, height, width of `window`], bias and multiplier of `convolution`."""
     inner, channels = convolution(spec, arithmetic), round_up(spec.out_channels, arithmetic.lanes)
     tall, wide = spec.stride
     placed = np.zeros((tall, wide, channels, spec.in_channels, *inner.window.kernel), np.asarray(weight).dtype)
@@ -95,13 +107,16 @@ def pack(
         lanes = packing.lanes_of(values, spec.out_channels, arithmetic.lanes, str(np.asarray(values).dtype))
         return np.tile(lanes, spec.phases)
 
-    matrix = placed.reshape(-1, spec.in_channels, *inner.window.kernel)
-    return direct.pack(inner, arithmetic, matrix, each_phase(bias), each_phase(multiplier), *rest)
+    return placed.reshape(-1, spec.in_channels, *inner.window.kernel), each_phase(bias), each_phase(multiplier)
 
 
 def describe(spec: TransposedConv, arithmetic: Arithmetic) -> str:
+    return f"{name(spec)}, as {direct.describe(convolution(spec, arithmetic), arithmetic)}"
+
+
+def name(spec: TransposedConv) -> str:
     kernel, stride = ("x".join(map(str, sizes)) for sizes in (spec.kernel, spec.stride))
-    return f"transposed {kernel}, stride {stride}, as {direct.describe(convolution(spec, arithmetic), arithmetic)}"
+    return f"transposed {kernel}, stride {stride}"
 
 
 def prim_func(spec: TransposedConv, arithmetic: Arithmetic) -> Any:
