@@ -69,7 +69,7 @@ def packed(
     sums = taps.reshape(outputs, -1).sum(1, keepdims=True, dtype=np.float64)
     return [
         packing.panels(tiles, arithmetic, p.wide),
-        product_weights.biases(arithmetic, bias, sums, zero_point, [np.ones(1)]),
+        product_weights.biases(arithmetic, bias, sums, zero_point, [np.ones(1)], epilogue),
         np.full(arithmetic.lanes, zero_point, np.uint8),
         *product_weights.finishing(epilogue, arithmetic, outputs, multiplier, constants),
     ]
