@@ -52,7 +52,7 @@ def _emit_conv(emitter: Emitter, product: Product) -> None:
         image = not emitter.values.is_packed(source) and channels < emitter.arithmetic_of(product.node).lanes
         spec = DirectConv(batch, height, width, channels, out_channels, shape, call.groups, image, epilogue)
         spec = winograd_choice.instead_of(spec, emitter.arithmetic_of(product.node)) or spec
-    reads_plain = isinstance(spec, DirectConv) and spec.image
+    reads_plain = getattr(spec, "image", False)
     first = emitter.values[source] if reads_plain else emitter.values.packed(source)
     _emit_packed(emitter, product, spec, [first, *inputs])
 

@@ -125,9 +125,10 @@ class TransposedConv:
 
 @dataclass(frozen=True)
 class Winograd:
-    """A 3x3 convolution of stride 1, dilation 1 and one group in float32, `tile` x `tile` outputs at a time (2 or 4).
+    """A convolution of one group in floats, `tile` x `tile` outputs at a time.
 
-    padding: (top, bottom, left, right) in pixels.
+    padding: (top, bottom, left, right) in pixels; kernel, stride: of both directions. With `image` the input is plain
+    NCHW, of a known batch.
     """
 
     batch: int | None
@@ -138,6 +139,9 @@ class Winograd:
     padding: tuple[int, int, int, int]
     tile: int
     epilogue: Epilogue = NO_EPILOGUE
+    kernel: int = 3
+    stride: int = 1
+    image: bool = False
 
 
 @dataclass(frozen=True)

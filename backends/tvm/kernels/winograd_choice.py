@@ -2,45 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from ...tiles import NO_TILES
 from ..arithmetic import Arithmetic
 from .epilogues import Epilogue
-from .shapes import DirectConv, Winograd
-from .winograd import plan
-from .winograd_matrices import POINTS, TAPS
-
-# Times in multiply-adds of one lane at peak rate, measured on AVX-512.
-TRANSFORM = 6  # for each place of a tile and each of its channels
-READ = 3 / 4  # to read a byte of weights that is not in the nearest caches, times the lanes
-WORTH_IT = 0.9  # of the direct kernel's time: the estimate may be off
+from .shapes import DirectConv, Window, Winograd, round_up
+from .winograd_costs import costs
+from .winograd_plan import plan
 
 
 def instead_of(conv: DirectConv, arithmetic: Arithmetic) -> Winograd | None:
     """The Winograd kernel that should be faster than the direct one; None where none is."""
     arithmetic = replace(arithmetic, tiles=NO_TILES)  # which kernel it is must not hang on what was measured of it
-    window = conv.window
-    if (
-        (window.kernel, window.stride, window.dilation) != ((TAPS, TAPS), (1, 1), (1, 1))
-        or conv.groups > 1
-        or conv.image
-    ):
+    ways = list(_ways(conv, arithmetic))
+    if not ways:
         return None
-    extents = conv.batch, conv.height, conv.width, conv.in_channels, conv.out_channels
-    assert isinstance(conv.epilogue, Epilogue)
-    ways = [Winograd(*extents, window.padding, tile, conv.epilogue) for tile in POINTS]
     best = min(ways, key=lambda spec: _time(spec, arithmetic))
-    out_height, out_width = window.output(conv.height, conv.width)
-    direct = (conv.batch or 1) * out_height * out_width * TAPS**2 * conv.in_channels * plan(best, arithmetic).pitch_out
-    return best if min(out_height, out_width) > 1 and _time(best, arithmetic) < WORTH_IT * direct else None
+    products = conv.in_channels * round_up(conv.out_channels, arithmetic.lanes)
+    cost, (out_height, out_width) = costs(arithmetic), conv.window.output(conv.height, conv.width)
+    all_taps = out_height * out_width * conv.window.taps
+    taps = all_taps if cost.padding else taps_on_image(conv.window, conv.height, conv.width)
+    return best if _time(best, arithmetic) < cost.worth_it * (conv.batch or 1) * taps * products else None
+
+
+def _ways(conv: DirectConv, arithmetic: Arithmetic) -> Iterator[Winograd]:
+    """The Winograd kernels of a convolution. A plain image is one for windows with a stride, of a known batch."""
+    window = conv.window
+    (kernel, across), (stride, step) = window.kernel, window.stride
+    sizes = costs(arithmetic).windows.get((kernel, stride), ())
+    if kernel != across or stride != step or window.dilation != (1, 1) or conv.groups > 1:
+        return
+    if min(window.output(conv.height, conv.width)) == 1 or (conv.image and (stride == 1 or conv.batch is None)):
+        return
+    assert isinstance(conv.epilogue, Epilogue)
+    extents = conv.batch, conv.height, conv.width, conv.in_channels, conv.out_channels
+    for size in sizes:
+        tile = size - -(-kernel // stride) + 1
+        yield Winograd(*extents, window.padding, tile, conv.epilogue, kernel, stride, conv.image)
+
+
+def taps_on_image(window: Window, height: int, width: int) -> int:
+    """How many taps of all outputs of a map read a pixel of it."""
+    extents = zip((height, width), window.output(height, width), window.padding[::2], strict=True)
+    rows, columns = (
+        sum(0 <= place * step + tap * spread - before < extent for place in range(outputs) for tap in range(taps))
+        for (extent, outputs, before), step, spread, taps in zip(
+            extents, window.stride, window.dilation, window.kernel, strict=True
+        )
+    )
+    return rows * columns
 
 
 def _time(spec: Winograd, arithmetic: Arithmetic) -> float:
     """Estimated multiply-adds at peak rate: those done, or those in the time of reading the weights if it is longer."""
-    p = plan(spec, arithmetic)
-    products = p.blocks.pieces * p.places * spec.in_channels * p.pitch_out
-    transforms = p.blocks.pieces * p.places * TRANSFORM * (p.pitch_in + p.pitch_out)
-    weights = p.places * spec.in_channels * p.pitch_out
-    passes = p.blocks.count if weights * arithmetic.weight_bytes > arithmetic.cache else 1
-    return max(products + transforms, weights * arithmetic.weight_bytes * passes * READ * arithmetic.lanes)
+    p, cost = plan(spec, arithmetic), costs(arithmetic)
+    products = p.blocks.pieces * p.depths * p.pitch_out
+    spread = sum(phase.rows * phase.columns for phase in p.phases) * p.source.pitch
+    transforms = p.blocks.pieces * cost.transform * (spread + p.places * p.pitch_out)
+    weights = p.depths * p.pitch_out * arithmetic.weight_bytes
+    passes = p.blocks.count if weights > arithmetic.cache else 1
+    return max(products + transforms, weights * passes * cost.read * arithmetic.lanes)

@@ -1,8 +1,8 @@
-"""The matrices of Winograd's minimal filtering F(m x m, 3 x 3), from their interpolation points (exact fractions).
+"""The matrices of Winograd's minimal filtering F(m x m, r x r), from their interpolation points (exact fractions).
 
 Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks"; built as by Toom and Cook: a 1-d filter is the
-product of two polynomials, evaluated at m + 1 points and at infinity, and interpolated. Points come as 0 and pairs
-+-p, so that rows and columns of the matrices come in mirrored pairs.
+product of two polynomials, evaluated at m + r - 2 points and at infinity, and interpolated. Points come as 0 and pairs
++-p (the last one may be single), so that rows and columns of the matrices come in mirrored pairs.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 
-TAPS = 3
-POINTS = {2: (0, 1, -1), 4: (0, 1, -1, 2, -2)}  # outputs of a tile -> where the polynomials are evaluated
+# Inputs of a tile, per side -> where the polynomials are evaluated, besides infinity.
+POINTS = {4: (0, 1, -1), 5: (0, 1, -1, 2), 6: (0, 1, -1, 2, -2)}
 # For float16, with half the error: the powers of the points stay nearer 1 (Barabasz et al. 2020, "Error Analysis and
 # Improving the Accuracy of Winograd Convolution for Deep Neural Networks"), and factors of the transforms are exact.
-HALF_POINTS = {2: (0, 1, -1), 4: (0, Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2), Fraction(-3, 2))}
+_HALF = Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2), Fraction(-3, 2)
+HALF_POINTS = {4: (0, 1, -1), 5: (0, *_HALF[:3]), 6: (0, *_HALF)}
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 
 
 @dataclass(frozen=True)
 class Matrices:
-    """output @ ((weight @ g) * (input @ d)): [m, n], [n, 3] and [n, n], with n = m + 2."""
+    """output @ ((weight @ g) * (input @ d)): [m, n], [n, r] and [n, n], with n = m + r - 1."""
 
     output: Matrix
     weight: Matrix
@@ -30,13 +31,13 @@ class Matrices:
 
 
 @cache
-def matrices(outputs: int, dtype: str = "float32") -> Matrices:
-    """Those of F(outputs, 3) for sums in a dtype."""
-    points = [Fraction(p) for p in (HALF_POINTS if dtype == "float16" else POINTS)[outputs]]
-    size = outputs + TAPS - 1
+def matrices(outputs: int, taps: int = 3, dtype: str = "float32") -> Matrices:
+    """Those of F(outputs, taps) for sums in a dtype."""
+    size = outputs + taps - 1
+    points = [Fraction(p) for p in (HALF_POINTS if dtype == "float16" else POINTS)[size]]
     by_output = [[p**i for p in points] + [Fraction(i == outputs - 1)] for i in range(outputs)]
-    by_weight = [[p**j / _distance(p, points) for j in range(TAPS)] for p in points]
-    by_weight.append([Fraction(j == TAPS - 1) for j in range(TAPS)])
+    by_weight = [[p**j / _distance(p, points) for j in range(taps)] for p in points]
+    by_weight.append([Fraction(j == taps - 1) for j in range(taps)])
     by_input = [_polynomial([q for q in points if q != p], size) for p in points]
     by_input.append(_polynomial(points, size))
     return Matrices(*(tuple(map(tuple, rows)) for rows in (by_output, by_weight, by_input)))

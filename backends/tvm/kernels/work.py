@@ -11,6 +11,7 @@ import numpy as np
 
 from .shapes import Dense, Depthwise, DirectConv, ExpandDepthwise, Pointwise, Shape, Signature, TransposedConv, Winograd
 from .weight_only import WeightOnlyDense
+from .winograd_plan import output_of
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,7 @@ def _direct(spec: DirectConv, batch: int) -> int:
 
 
 def _winograd(spec: Winograd, batch: int) -> int:
-    top, bottom, left, right = spec.padding
-    pixels = (spec.height + top + bottom - 2) * (spec.width + left + right - 2)
-    return (spec.batch or batch) * pixels * spec.out_channels * spec.in_channels * 9
+    return (spec.batch or batch) * prod(output_of(spec)) * spec.out_channels * spec.in_channels * spec.kernel**2
 
 
 def _transposed(spec: TransposedConv, batch: int) -> int:

@@ -72,7 +72,7 @@ def test_tiles_leave_the_upper_registers_to_sums(pixels):
 
 
 def test_half_matrices_filter_exactly_and_fit_float16():
-    made = matrices(4, "float16")
+    made = matrices(4, dtype="float16")
     for row in (*made.output, *made.input):
         assert all(float(np.float16(float(factor))) == factor for factor in row)
     rows = [np.array(rows, object) for rows in (made.output, made.weight, made.input)]
