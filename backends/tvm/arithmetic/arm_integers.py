@@ -23,12 +23,8 @@ class NeonIntegers(Integers):
     together: ClassVar[int] = 4
     table_lanes: ClassVar[int] = 16
 
-    def stored_bytes(
-        self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any, *, fit_int16: bool = False
-    ) -> Any:
+    def stored_bytes(self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any) -> Any:
         """Both steps are exact in 16 bits."""
-        if fit_int16 and len(reals) > 1:
-            return self._saturated(reals, low, high, zero_point)
         lanes = len(reals) * self.lanes
         steps = self.held(reals, low, high) + T.broadcast(T.cast(zero_point, "int16"), lanes)
         return T.cast(steps, f"{self.activation}x{lanes}")
@@ -47,8 +43,10 @@ class NeonIntegers(Integers):
             whole.append(T.cast(T.reinterpret(real + rounder, dtype="int32x4"), "int16x4"))
         return joined(whole, self.lanes)
 
-    def _saturated(self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any) -> Any:
+    def stored_small(self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any, *, saturates: bool) -> Any:
         """Rounded to int16, then saturated to bytes, of which up to sixteen are held between the ends at a time."""
+        if len(reals) == 1:
+            return self.stored_bytes(reals, low, high, zero_point)
         rounder, offset = T.broadcast(T.float32(ROUNDER), self.lanes), T.broadcast(T.cast(zero_point, "int16"), 8)
         # TVM lets LLVM fuse a product into the sum behind it; the contract rounds both.
         fenced = [T.call_llvm_pure_intrin("float32x4", "llvm.arithmetic.fence", real) for real in reals]
@@ -58,6 +56,8 @@ class NeonIntegers(Integers):
             steps = joined(whole[first : first + 2], self.lanes)
             shifted = T.call_llvm_pure_intrin("int16x8", "llvm.aarch64.neon.sqadd", steps, offset)
             parts.append(T.call_llvm_pure_intrin("int8x8", "llvm.aarch64.neon.sqxtn", shifted))
+        if saturates:
+            return joined(parts, 8)
         lanes = len(reals) * self.lanes
         ends = [T.broadcast(T.cast(end + zero_point, "int8"), lanes) for end in (low, high)]
         return T.min(T.max(joined(parts, 8), ends[0]), ends[1])

@@ -180,15 +180,16 @@ class Integers(Arithmetic):
         """total plus activations * weights, summed over rows. Both hold `lanes` columns as `woven_rows` weaves them."""
         raise NotImplementedError
 
-    def stored_bytes(
-        self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any, *, fit_int16: bool = False
-    ) -> Any:
+    def stored_bytes(self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any) -> Any:
         """Vectors of float32, rounded half to even, held between two whole numbers, plus zero_point, as one of bytes.
 
-        low, high, zero_point: float32 scalars; the sums lie within the range of the activations. fit_int16: the rounded
-        vectors are known to lie within int16.
+        low, high, zero_point: float32 scalars; the sums lie within the range of the activations.
         """
         raise NotImplementedError
+
+    def stored_small(self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any, *, saturates: bool) -> Any:
+        """`stored_bytes` of vectors that lie within int16. saturates: low and high are those of the bytes."""
+        return self.stored_bytes(reals, low, high, zero_point)
 
     def look_up(self, table: Any, places: Any) -> Any:
         """The bytes of a table of 256 at `table_lanes` places, which are bytes as they lie in memory."""

@@ -39,9 +39,7 @@ class X86Integers(Integers):
     together: ClassVar[int] = 4
     joins_pixels: ClassVar[bool] = True
 
-    def stored_bytes(
-        self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any, *, fit_int16: bool = False
-    ) -> Any:
+    def stored_bytes(self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any) -> Any:
         """Packing saturates, so that only what is too large for int32 has to be held back before.
 
         Four vectors become one of bytes in two thirds of the instructions that they need one by one.

@@ -171,10 +171,13 @@ def _epilogue(kernel: IntegerSum) -> Requantize | Dequantize:
 def _finished(emitter: Emitter, kernel: IntegerSum, zero_point: int) -> tuple[Requantize | Dequantize, list[Any]]:
     """The epilogue of a product and what it packs. Sums are small where it helps and the weights allow it."""
     epilogue, arrays, arithmetic = _epilogue(kernel), arrays_of(emitter, kernel, zero_point), emitter.integers
-    small = None
-    if isinstance(epilogue, Requantize) and isinstance(arithmetic, Integers) and arithmetic.reads_small_sums:
-        small = with_small_sums(arrays, arithmetic.activation)
-    return (epilogue, arrays) if small is None else (replace(epilogue, small=True), small)
+    if not isinstance(epilogue, Requantize) or not isinstance(arithmetic, Integers) or not arithmetic.reads_small_sums:
+        return epilogue, arrays
+    small = with_small_sums(arrays, arithmetic.activation)
+    if small is None:
+        return epilogue, arrays
+    grid, ends = grid_of(emitter, kernel.finish), np.iinfo(arithmetic.activation)
+    return replace(epilogue, small=True, saturates=(grid.low, grid.high) == (ends.min, ends.max)), small
 
 
 RULES: dict[str, Callable[[Emitter, IntegerSum], bool]] = {

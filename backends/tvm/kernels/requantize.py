@@ -163,7 +163,9 @@ def finish_together(
         reals = [grid.total(grid.rounded(real), other) for real, other in zip(reals, residuals, strict=True)]
         low, high = Constant.LOW_OF_SUM, Constant.HIGH_OF_SUM
     bounds = (constant.scalar(int(each)) for each in (low, high, Constant.ZERO_POINT))
-    return arithmetic.stored_bytes(reals, *bounds, fit_int16=epilogue.small and not residuals)
+    if epilogue.small and not residuals:
+        return arithmetic.stored_small(reals, *bounds, saturates=epilogue.saturates)
+    return arithmetic.stored_bytes(reals, *bounds)
 
 
 def result_dtype(epilogue: Any, activation: str) -> str:

@@ -97,9 +97,10 @@ def test_arm_accumulators_are_whole_vectors(arithmetic):
 
 def test_small_sums_become_bytes_without_conversions():
     """One subtraction makes a float of a sum; its product is rounded before it is added to, as the contract says."""
-    for small in (False, True):
-        text = pi_5_assembly(Pointwise(1, 14, 14, 96, 96, Requantize(small=small)), Sdot(4, 32))
-        assert ("scvtf\tv" in text, "sqxtn\tv" in text) == (not small, small)
+    for epilogue in (Requantize(), Requantize(small=True), Requantize(small=True, saturates=True)):
+        text = pi_5_assembly(Pointwise(1, 14, 14, 96, 96, epilogue), Sdot(4, 32))
+        assert ("scvtf\tv" in text, "sqxtn\tv" in text) == (not epilogue.small, epilogue.small)
+        assert bool(re.search(r"\b[fs]max\s+v", text)) == (not epilogue.saturates)
         assert "fmul\tv" in text and not re.search(r"\bfml[as]\s+v", text)
 
 
