@@ -1,14 +1,16 @@
 """What asking for lines of memory ahead of their use brings, by layer: weights of the next panel, and lines of results.
 
-    python benchmarks/prefetch.py [--rounds 200] [--json FILE]
+    python benchmarks/prefetch.py [--precision float|int8] [--rounds 200] [--json FILE]
 
-Each pointwise and linear layer of `tile_shapes.py` is compiled with everything, without one of the two, and without
-both. They take turns on one core, with weights that are not in its caches; the median over the rounds of the time over
-that of the same round with everything counts. Layers whose code is the same in all forms are left out.
+Each layer of `tile_shapes.py` that asks is compiled as it is, without one of the two, and without both. They take turns
+on one core, with weights that are not in its caches; the median over the rounds of the time over that of the same round
+as it is counts.
 """
 
 import argparse
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
@@ -16,60 +18,65 @@ from unittest.mock import patch
 
 from rich.console import Console
 from rich.table import Table
-from tile_shapes import SHAPES
-from tiles import arithmetic_of
+from tile_shapes import SHAPES, in_integers
 
 from planish.backends.target import Target
-from planish.backends.tvm.arithmetic import Arithmetic
-from planish.backends.tvm.kernels import FAMILIES, Dense, Pointwise
+from planish.backends.tvm.arithmetic import Arithmetic, fp32, integers
+from planish.backends.tvm.kernels import FAMILIES, Dense, DirectConv, Pointwise
+from planish.backends.tvm.kernels.matrix_tiles import Tiles
 from planish.backends.tvm.kernels.microkernel import Ahead, Soon
-from planish.backends.tvm.kernels.tile import Tile, candidates
+from planish.backends.tvm.kernels.tile import candidates
 from planish.backends.tvm.tile_times import TileTimes, ratios
 
-FORMS: dict[str, tuple[type, ...]] = {
-    "everything": (),
-    "no results": (Soon,),
-    "no weights": (Ahead,),
-    "neither": (Soon, Ahead),
+# Where kernels decide what to ask for.
+RESULTS, WEIGHTS, MATRIX_WEIGHTS = (Soon, "plan"), (Ahead, "plan"), (Tiles, "ahead")
+FORMS: dict[str, set[tuple[type, str]]] = {
+    "no results": {RESULTS},
+    "no weights": {WEIGHTS, MATRIX_WEIGHTS},
+    "neither": {RESULTS, WEIGHTS, MATRIX_WEIGHTS},
 }
 
 
-class Counted:
-    """The real plan of a prefetch, and whether it ever gave one."""
-
-    def __init__(self, kind: Any):
-        self._plan, self.used = kind.plan, False
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        found = self._plan(*args, **options)
-        self.used |= found is not None
-        return found
+@contextmanager
+def nothing_from(places: set[tuple[type, str]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for owner, name in places:
+            stack.enter_context(patch.object(owner, name, lambda *_args, **_options: None))
+        yield
 
 
-def build(spec: Any, arithmetic: Arithmetic, tile: Tile, target: Target, without: tuple[type, ...]) -> TileTimes:
-    patches = [patch.object(kind, "plan", lambda *_args, **_options: None) for kind in without]
-    for each in patches:
-        each.start()
-    try:
-        return TileTimes(spec, arithmetic, [tile], target)
-    finally:
-        for each in patches:
-            each.stop()
+@contextmanager
+def noted(used: set[tuple[type, str]]) -> Iterator[None]:
+    """Puts into `used` the places that gave something to ask for."""
+
+    def watched(place: tuple[type, str]) -> Any:
+        decide = getattr(*place)
+
+        def call(*args: Any, **options: Any) -> Any:
+            found = decide(*args, **options)
+            used.update({place} if found is not None else ())
+            return found
+
+        return call
+
+    with ExitStack() as stack:
+        for place in (RESULTS, WEIGHTS, MATRIX_WEIGHTS):
+            stack.enter_context(patch.object(*place, watched(place)))
+        yield
 
 
 def measure(spec: Any, arithmetic: Arithmetic, target: Target, rounds: int) -> dict[str, float] | None:
-    """Form -> its time over that with everything; None where the layer asks for nothing ahead."""
+    """Form -> its time over that of the layer as it is; None where the layer asks for nothing ahead."""
     tile = candidates(FAMILIES[type(spec)].tiling(spec, arithmetic), arithmetic)[0]
-    soon, ahead = Counted(Soon), Counted(Ahead)
-    with patch.object(Soon, "plan", soon), patch.object(Ahead, "plan", ahead):
-        whole = TileTimes(spec, arithmetic, [tile], target)
-    used = {kind for kind, plan in ((Soon, soon), (Ahead, ahead)) if plan.used}
+    used: set[tuple[type, str]] = set()
+    with noted(used):
+        forms = {"as it is": TileTimes(spec, arithmetic, [tile], target)}
     if not used:
         return None
-    forms = {"everything": whole}
-    forms |= {
-        name: build(spec, arithmetic, tile, target, kinds) for name, kinds in FORMS.items() if kinds and used >= {*kinds}
-    }
+    for name, places in FORMS.items():
+        if places & used and (name != "neither" or len(used) > 1):
+            with nothing_from(places):
+                forms[name] = TileTimes(spec, arithmetic, [tile], target)
     taken: dict[str, list[float]] = {name: [] for name in forms}
     for turn in range(rounds):
         names = list(forms)
@@ -78,21 +85,34 @@ def measure(spec: Any, arithmetic: Arithmetic, target: Target, rounds: int) -> d
     return ratios(taken)  # type: ignore[arg-type]  any key serves
 
 
+def best_arithmetic(precision: str, target: Target) -> Arithmetic:
+    """On one core."""
+    sizes = target.lanes, target.registers, 1, target.l2_kib * 512
+    found = fp32(target.triple, *sizes) if precision == "float" else integers(target.features, *sizes)
+    if found is None:
+        raise SystemExit("prefetch: this machine has no instruction for products of bytes that has kernels here")
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--precision", default="float", choices=["float", "int8"])
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--json", type=Path)
     chosen, target = parser.parse_args(), Target.get("local")
-    arithmetic = arithmetic_of("float", target)
+    arithmetic = best_arithmetic(chosen.precision, target)
     rows: dict[str, dict[str, float]] = {}
-    shown = Table(title="time over that with both prefetches", title_justify="left")
-    for heading in ("layer", *list(FORMS)[1:]):
+    shown = Table(title="time over that with prefetches", title_justify="left")
+    for heading in ("layer", *FORMS):
         shown.add_column(heading, justify="left" if heading == "layer" else "right")
     for layer, spec in SHAPES.items():
-        if isinstance(spec, (Pointwise, Dense)) and (found := measure(spec, arithmetic, target, chosen.rounds)):
+        spec = in_integers(spec) if chosen.precision == "int8" else spec
+        if isinstance(spec, (Pointwise, Dense, DirectConv)) and (
+            found := measure(spec, arithmetic, target, chosen.rounds)
+        ):
             rows[layer] = found
-            shown.add_row(layer, *(f"{found[name]:.3f}" if name in found else "" for name in list(FORMS)[1:]))
-    means = [[row[name] for row in rows.values() if name in row] for name in list(FORMS)[1:]]
+            shown.add_row(layer, *(f"{found[name]:.3f}" if name in found else "" for name in FORMS))
+    means = [[row[name] for row in rows.values() if name in row] for name in FORMS]
     shown.add_row("geometric mean", *(f"{geometric_mean(column):.3f}" if column else "" for column in means))
     Console(width=120).print(shown)
     if chosen.json:

@@ -137,7 +137,7 @@ class Nest:
             with kernel.loop(my_panels, first_panel) as panel:
                 for cut in panels:
                     with kernel.when(lies_in(panel, cut, p.wide, count)):
-                        tiles.lines(block, first, mine, panel * p.wide, cut.size)
+                        tiles.lines(block, first, mine, panel * p.wide, cut.size, parts.size)
             tiles.unit.release()
 
     def block(self, image: Index, first: Index, mine: Index, rows: int) -> Block:

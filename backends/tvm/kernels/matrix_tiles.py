@@ -10,10 +10,11 @@ from ..arithmetic.tir import T
 from ..arithmetic.x86_matrix import CONFIGURATION
 from .builder import REGISTER_SCOPE, Index, Kernel, View, smallest
 from .matrix_plan import MatrixPlan
-from .microkernel import halved
+from .microkernel import CACHE_LINE, Ahead, halved
 from .output import Output
 
 TILE = 256  # int32 of a tile of sums
+MANY_GROUPS = 16  # that use a panel of weights: with more, the processor's own prefetch of the next panel is in time
 
 
 @dataclass(frozen=True)
@@ -68,17 +69,22 @@ class Tiles:
         p = self.plan
         return min(p.tall, self.unit.registers - p.tall * p.wide - p.wide)
 
-    def lines(self, block: Block, first: Index, count: Index, vector: Index, wide: int) -> None:
-        """Lines first .. first + count of a block, for `wide` vectors of outputs from number `vector` on."""
+    def lines(self, block: Block, first: Index, count: Index, vector: Index, wide: int, most: int = 0) -> None:
+        """Lines first .. first + count of a block, for `wide` vectors of outputs from number `vector` on.
+
+        most: what `count` is at most where the next panel of weights is to be fetched meanwhile; 0 where it is near.
+        """
         p, kernel = self.plan, self.kernel
         whole, rest = count // p.tall, count % p.tall
+        groups = most // p.tall * p.columns
 
-        def some(line: Index, tall: int) -> None:
+        def some(line: Index, tall: int, number: Index | None = None) -> None:
             with kernel.loop(p.columns) as column:
-                self.group(block, line, column, tall, vector, wide)
+                ahead = None if number is None else self.ahead(number * p.columns + column, groups, vector, wide)
+                self.group(block, line, column, tall, vector, wide, ahead)
 
         with kernel.loop(whole) as number:
-            some(first + number * p.tall, p.tall)
+            some(first + number * p.tall, p.tall, number)
         if isinstance(rest, int):
             if rest:
                 some(first + whole * p.tall, rest)
@@ -86,20 +92,38 @@ class Tiles:
             with kernel.loop(rest, first + whole * p.tall) as line:
                 some(line, 1)
 
-    def group(self, block: Block, line: Index, column: Index, tall: int, vector: Index, wide: int) -> None:
+    def ahead(self, group: Index, groups: int, vector: Index, wide: int) -> Ahead | None:
+        """The share of one of the groups that use a panel in fetching the next one, which lies behind it."""
+        p = self.plan
+        if not 1 < groups <= MANY_GROUPS:
+            return None
+        passes = p.runs[0] * p.runs[1] * p.steps
+        lines = -(-wide * p.panel_bytes // (CACHE_LINE * groups * passes))
+        return Ahead((vector + wide) * p.panel_bytes, lines, group * passes)
+
+    def group(
+        self,
+        block: Block,
+        line: Index,
+        column: Index,
+        tall: int,
+        vector: Index,
+        wide: int,
+        ahead: Ahead | None = None,
+    ) -> None:
         """`tall` x `wide` tiles: neighbouring lines by neighbouring vectors of outputs."""
         lanes = self.arithmetic.lanes
         for i in range(tall):
             for v in range(wide):
                 self.unit.load(i * wide + v, _address(self.bias, (vector + v) * lanes), 0)
-        self.accumulate(block, [self.start(block, line + i, column) for i in range(tall)], vector, wide)
+        self.accumulate(block, [self.start(block, line + i, column) for i in range(tall)], vector, wide, ahead)
         for i in range(tall):
             for v in range(wide):
                 self.unit.store(i * wide + v, _address(self.sums, (i * wide + v) * TILE), 4 * lanes)
         for i in range(tall):
             self.finish(block, line + i, column, i * wide, vector, wide)
 
-    def accumulate(self, block: Block, starts: list[Index], vector: Index, wide: int) -> None:
+    def accumulate(self, block: Block, starts: list[Index], vector: Index, wide: int, ahead: Ahead | None) -> None:
         """Add all products. starts: for each tile, the offset of what its first pixel reads first."""
         p, lanes, unit = self.plan, self.arithmetic.lanes, self.unit
         pixel_tile = p.tall * p.wide
@@ -107,6 +131,7 @@ class Tiles:
         down, across = p.runs
         with self.kernel.loop(down) as y, self.kernel.loop(across) as x, self.kernel.loop(p.steps) as step:
             passed = (y * across + x) * p.steps + step
+            self.fetch(ahead, passed)
             weights = vector * p.panel_bytes + passed * (p.depth * wide * lanes)
             for v in range(wide):
                 unit.load(weight_tile + v, _address(self.weights, weights + v * 4 * lanes), wide * 4 * lanes)
@@ -118,6 +143,13 @@ class Tiles:
                 unit.load(pixels, _address(block.view, start + inside), p.window.stride[1] * p.in_pitch)
                 for v in range(wide):
                     unit.multiply(i * wide + v, pixels, weight_tile + v)
+
+    def fetch(self, ahead: Ahead | None, passed: Index) -> None:
+        if ahead is None:
+            return
+        for number in range(ahead.lines):
+            line = (ahead.passed + passed) * ahead.lines + number
+            self.kernel.prefetch(self.weights, ahead.start + line * CACHE_LINE)
 
     def start(self, block: Block, line: Index, column: Index) -> Index:
         """Offset of the first byte that a tile's first pixel reads."""
