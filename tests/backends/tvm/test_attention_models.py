@@ -1,6 +1,7 @@
 """Attention inside models: its kernel is used, reads what is only transposed in place, and gives PyTorch's numbers."""
 
 import shutil
+from functools import cache
 
 import pytest
 import torch
@@ -154,6 +155,16 @@ class Squared(nn.Module):
         return self.out(y.transpose(1, 2).reshape(batch, length, width))
 
 
+@cache
+def squared() -> tuple[planish.Graph, torch.Tensor]:
+    """Made once; tests only read it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        graph, x = captured(Squared(), 2, 11, 12)
+    recipe = "insert-fake-quant, calibrate, lower-integers"
+    return planish.Pipeline.parse(recipe).run(graph, planish.Context(data=[x])).graph, x
+
+
 # Unicorn has no smmla.
 QEMU = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
 SMMLA = pytest.param("graviton3", marks=pytest.mark.skipif(not QEMU, reason="qemu-user is not installed"))
@@ -162,11 +173,7 @@ SMMLA = pytest.param("graviton3", marks=pytest.mark.skipif(not QEMU, reason="qem
 @pytest.mark.parametrize("target", ["local", "x86-64-v3", "raspberry-pi-4", "raspberry-pi-5", SMMLA])
 def test_products_of_integers_are_the_bytes_of_the_graph(target):
     """Cortex-A72 has no kernel that takes -128 on both sides: TVM's loops are exact too."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        graph, x = captured(Squared(), 2, 11, 12)
-    recipe = "insert-fake-quant, calibrate, lower-integers"
-    graph = planish.Pipeline.parse(recipe).run(graph, planish.Context(data=[x])).graph
+    graph, x = squared()
     assert len(graph.calls("matmul_int32")) == 2
     compiled = planish.compile(graph, recipe="", batch=2, target=target)
     assert torch.equal(compiled(x), graph(x))
