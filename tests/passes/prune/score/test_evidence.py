@@ -1,6 +1,7 @@
 """One run over the data: what it leaves behind, what it reads, and what it refuses."""
 
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -125,12 +126,19 @@ class Recurrent(nn.Module):
         return self.head(self.cell(torch.relu(self.first(x)))[0][:, -1])
 
 
+@cache
+def groups_of(make: type[nn.Module], width: int) -> Groups:
+    """Made once: to gather evidence leaves a graph as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Groups(IndexGraph(capture(make().eval(), torch.randn(2, 4, width))))
+
+
 @pytest.mark.parametrize("criterion", ALL)
 @pytest.mark.parametrize(("make", "width"), [(Attention, 8), (Recurrent, 6)])
 def test_transformers_and_recurrent_layers(make, width, criterion):
-    graph = capture(make().eval(), torch.randn(2, 4, width))
-    groups, data = Groups(IndexGraph(graph)), [(torch.randn(3, 4, width), torch.randint(3, (3,)))] * 2
-    evidence = gather(graph, Context(data=data), criterion, "test")
+    groups, data = groups_of(make, width), [(torch.randn(3, 4, width), torch.randint(3, (3,)))] * 2
+    evidence = gather(groups.index.graph, Context(data=data), criterion, "test")
     if criterion == "batch-norm":
         with pytest.raises(UsageError, match="no batch norm"):
             importance(groups, criterion, evidence)
