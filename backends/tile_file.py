@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ir.errors import UsageError
-from ..ir.files import write_aside
+from ..ir.files import exclusively, write_aside
 from .target import Target
 from .tiles import NO_TILES, Tiles
 
@@ -111,6 +111,15 @@ def write_tiles(path: str | os.PathLike, tiles: Tiles, target: Target) -> None:
     facts = {"core": core_name(), "machine": target.machine, "lanes": target.lanes, "registers": target.registers}
     with write_aside(path) as draft:
         draft.write_text(json.dumps({"format": FORMAT, **facts, "tiles": table}, indent=1) + "\n", encoding="utf-8")
+
+
+def add_tile(path: str | os.PathLike, target: Target, arithmetic: str, layer: str, pixels: int, vectors: int) -> Tiles:
+    """Add a tile to a file that others may add to at the same time. Gives what the file holds then."""
+    with exclusively(path):
+        known = read_tiles(path, target) if Path(path).exists() else NO_TILES
+        known = known.with_tile(arithmetic, layer, pixels, vectors)
+        write_tiles(path, known, target)
+    return known
 
 
 def _document(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from ..ir.errors import BuildError
 from ..ir.graph import Graph
 from .hybrid import plan_regions
 from .target import Target
-from .tile_file import read_tiles, write_tiles
+from .tile_file import add_tile, read_tiles
 from .tiles import NO_TILES, Tiles
 from .tvm.arithmetic import Arithmetic
 from .tvm.kernels import tiling
@@ -37,10 +37,7 @@ def tune(
     known = read_tiles(path, target) if path.exists() else NO_TILES
     left = {key: layer for key, layer in _layers(graph, target).items() if known.get(*key) is None}
     for (arithmetic, layer), (spec, how) in progress(list(left.items()), "tune"):
-        tile = fastest(spec, how, count, target)
-        known = read_tiles(path, target) if path.exists() else NO_TILES  # others may write it too
-        known = known.with_tile(arithmetic, layer, *tile)
-        write_tiles(path, known, target)
+        known = add_tile(path, target, arithmetic, layer, *fastest(spec, how, count, target))
     return known
 
 

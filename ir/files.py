@@ -42,6 +42,21 @@ def write_aside(path: str | os.PathLike, *, directory: bool = False) -> Iterator
         shutil.rmtree(room, ignore_errors=True)
 
 
+@contextmanager
+def exclusively(path: str | os.PathLike) -> Iterator[None]:
+    """Keep other processes that ask the same out while a file is read and written again.
+
+    The lock is a file of its own beside it, empty and hidden; it goes with the process that holds it.
+    """
+    import fcntl  # of Unix alone
+
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target.with_name(f".{target.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def write_member(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
     """Add a member with a fixed date, so that the same content gives the same archive bytes."""
     member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))

@@ -1,6 +1,7 @@
 """Measured register tiles: the file, what compile makes of it, and what wrong files and wrong calls get."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from planish.backends import tune
 from planish.backends.bundle import Bundle
 from planish.backends.cache_key import content_key
 from planish.backends.target import Target
-from planish.backends.tile_file import core_name, default_path, read_tiles, tiles_for, write_tiles
+from planish.backends.tile_file import add_tile, core_name, default_path, read_tiles, tiles_for, write_tiles
 from planish.backends.tiles import NO_TILES, Tiles
 from planish.backends.tvm.kernels import Dense, DirectConv, Epilogue, Pointwise, TransposedConv, Window, tiling
 from planish.backends.tvm.kernels.tile import Tile, Tiling, candidates, layer_name, tile_of
@@ -282,6 +283,14 @@ def test_the_file_is_written_whole_and_equal_tiles_give_equal_bytes(path, monkey
     with pytest.raises(OSError):
         write_tiles(path, NO_TILES, LOCAL)
     assert path.read_text() == text and len(list(path.parent.iterdir())) == 1
+
+
+def test_nothing_is_lost_where_several_add_to_a_file(path):
+    """Each has a lock of its own, as processes have."""
+    layers = [layer_name(Dense(1, size, 4)) for size in range(1, 25)]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda layer: add_tile(path, LOCAL, "fp32", layer, 1, 1), layers))
+    assert {row[1] for row in read_tiles(path, LOCAL).rows} == set(layers)
 
 
 def test_the_command_line_tunes_into_a_file(tmp_path, monkeypatch):
