@@ -47,20 +47,16 @@ class NeonIntegers(Integers):
         """Rounded to int16, then saturated to bytes, of which up to sixteen are held between the ends at a time."""
         if len(reals) == 1:
             return self.stored_bytes(reals, low, high, zero_point)
-        rounder, offset = T.broadcast(T.float32(ROUNDER), self.lanes), T.broadcast(T.cast(zero_point, "int16"), 8)
+        rounder = T.broadcast(T.float32(ROUNDER), self.lanes)
         # TVM lets LLVM fuse a product into the sum behind it; the contract rounds both.
         fenced = [T.call_llvm_pure_intrin("float32x4", "llvm.arithmetic.fence", real) for real in reals]
         whole = [T.cast(T.reinterpret(real + rounder, dtype="int32x4"), "int16x4") for real in fenced]
-        parts = []
-        for first in range(0, len(whole), 2):
-            steps = joined(whole[first : first + 2], self.lanes)
-            shifted = T.call_llvm_pure_intrin("int16x8", "llvm.aarch64.neon.sqadd", steps, offset)
-            parts.append(T.call_llvm_pure_intrin("int8x8", "llvm.aarch64.neon.sqxtn", shifted))
+        stored = saturated(whole, zero_point)
         if saturates:
-            return joined(parts, 8)
+            return stored
         lanes = len(reals) * self.lanes
         ends = [T.broadcast(T.cast(end + zero_point, "int8"), lanes) for end in (low, high)]
-        return T.min(T.max(joined(parts, 8), ends[0]), ends[1])
+        return T.min(T.max(stored, ends[0]), ends[1])
 
     def multiply_taps(self, totals: Sequence[Any], values: Sequence[Any], weights: Sequence[Any]) -> None:
         """Two taps at a time in 16 bits, which hold both products: 2 * 128 * 127 < 2**15."""
@@ -136,6 +132,7 @@ class Sdot(ByPixel):
     name: ClassVar[str] = "sdot"
     lane_rows: ClassVar[int] = 4
     reads_small_sums: ClassVar[bool] = True
+    saturates: ClassVar[bool] = True
 
     def woven_rows(self, rows: Sequence[Any], lanes: int) -> Any:
         """zip1 and zip2: rows 0 and 2, rows 1 and 3, then both."""
@@ -223,6 +220,17 @@ def spread_lane(vector: Any, lane: int, lanes: int) -> Any:
 def joined(vectors: Sequence[Any], lanes: int) -> Any:
     """Vectors of `lanes` as one."""
     return T.Shuffle(list(vectors), list(range(len(vectors) * lanes))) if len(vectors) > 1 else vectors[0]
+
+
+def saturated(whole: Sequence[Any], zero_point: Any) -> Any:
+    """An even number of vectors of four int16, plus zero_point, saturated to int8."""
+    offset, parts = T.broadcast(T.cast(zero_point, "int16"), 8), []
+    for first in range(0, len(whole), 2):
+        shifted = T.call_llvm_pure_intrin(
+            "int16x8", "llvm.aarch64.neon.sqadd", joined(whole[first : first + 2], 4), offset
+        )
+        parts.append(T.call_llvm_pure_intrin("int8x8", "llvm.aarch64.neon.sqxtn", shifted))
+    return joined(parts, 8)
 
 
 def four_bytes(source: Any, offset: Any, count: int) -> Any:

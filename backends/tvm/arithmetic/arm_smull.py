@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .arm_integers import NeonIntegers, four_bytes, joined, spread_lane
+from .arm_integers import NeonIntegers, four_bytes, joined, saturated, spread_lane
 from .tir import T
 
 
@@ -24,6 +24,7 @@ class Smull(NeonIntegers):
     name: ClassVar[str] = "smull"
     group: ClassVar[int] = 4
     takes_any_byte: ClassVar[bool] = False
+    saturates: ClassVar[bool] = True
 
     def stored(self, weights: np.ndarray) -> np.ndarray:
         """[lane][4 k] of each vector as [pair of k][lane][2 k]."""
@@ -64,10 +65,15 @@ class Smull(NeonIntegers):
         products = _widened(spread[0]) * _half(weights, 0) + _widened(spread[1]) * _half(weights, 1)
         return total + T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.saddlp", products)
 
+    def stored_saturated(self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any) -> Any:
+        """Every step saturates: to int32, to int16 twice, to int8."""
+        if len(reals) == 1:
+            return self.stored_bytes(reals, low, high, zero_point)
+        return saturated([_nearest_int16(real) for real in reals], zero_point)
+
     def held(self, reals: Sequence[Any], low: Any, high: Any) -> Any:
         """These cores convert as fast as they add, and compare eight integers in the time of two floats."""
-        whole = [T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.fcvtns", real) for real in reals]
-        narrow = [T.call_llvm_pure_intrin("int16x4", "llvm.aarch64.neon.sqxtn", vector) for vector in whole]
+        narrow = [_nearest_int16(real) for real in reals]
         lanes = len(reals) * self.lanes
         ends = [T.broadcast(T.cast(end, "int16"), lanes) for end in (low, high)]
         return T.min(T.max(joined(narrow, self.lanes), ends[0]), ends[1])
@@ -81,6 +87,12 @@ class Smull(NeonIntegers):
         sums = pixels * vectors
         products = max(2 * sums, sums + 2 * pixels)
         return products + 0.2 * self.loads(pixels, vectors) + 2 * self.writing(pixels, vectors)
+
+
+def _nearest_int16(real: Any) -> Any:
+    """float32, rounded half to even and saturated to int16."""
+    whole = T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.fcvtns", real)
+    return T.call_llvm_pure_intrin("int16x4", "llvm.aarch64.neon.sqxtn", whole)
 
 
 def half_of(vector: Any, which: int) -> Any:

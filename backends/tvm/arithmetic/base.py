@@ -166,6 +166,7 @@ class Integers(Arithmetic):
 
     together: ClassVar[int] = 1  # vectors of sums that become bytes at a time
     reads_small_sums: ClassVar[bool] = False  # as floats (`requantize.start`), because conversions are slow
+    saturates: ClassVar[bool] = False  # in fewer instructions than it holds bytes between ends
     joins_pixels: ClassVar[bool] = False  # whether it is worth it to take them from several pixels
     takes_any_byte: ClassVar[bool] = True  # as a weight, -128 too, in the order of `panels`: so may be activations
     table_lanes: ClassVar[int] = 0  # bytes that `look_up` takes at a time; 0 where it looks up one by one
@@ -186,6 +187,10 @@ class Integers(Arithmetic):
         low, high, zero_point: float32 scalars; the sums lie within the range of the activations.
         """
         raise NotImplementedError
+
+    def stored_saturated(self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any) -> Any:
+        """`stored_bytes` where low and high are those of the bytes."""
+        return self.stored_bytes(reals, low, high, zero_point)
 
     def stored_small(self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any, *, saturates: bool) -> Any:
         """`stored_bytes` of vectors that lie within int16. saturates: low and high are those of the bytes."""

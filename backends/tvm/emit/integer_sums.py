@@ -171,13 +171,13 @@ def _epilogue(kernel: IntegerSum) -> Requantize | Dequantize:
 def _finished(emitter: Emitter, kernel: IntegerSum, zero_point: int) -> tuple[Requantize | Dequantize, list[Any]]:
     """The epilogue of a product and what it packs. Sums are small where it helps and the weights allow it."""
     epilogue, arrays, arithmetic = _epilogue(kernel), arrays_of(emitter, kernel, zero_point), emitter.integers
-    if not isinstance(epilogue, Requantize) or not isinstance(arithmetic, Integers) or not arithmetic.reads_small_sums:
+    if not isinstance(epilogue, Requantize) or not isinstance(arithmetic, Integers):
         return epilogue, arrays
-    small = with_small_sums(arrays, arithmetic.activation)
-    if small is None:
-        return epilogue, arrays
-    grid, ends = grid_of(emitter, kernel.finish), np.iinfo(arithmetic.activation)
-    return replace(epilogue, small=True, saturates=(grid.low, grid.high) == (ends.min, ends.max)), small
+    if arithmetic.saturates:
+        grid, ends = grid_of(emitter, kernel.finish), np.iinfo(arithmetic.activation)
+        epilogue = replace(epilogue, saturates=(grid.low, grid.high) == (ends.min, ends.max))
+    small = with_small_sums(arrays, arithmetic.activation) if arithmetic.reads_small_sums else None
+    return (epilogue, arrays) if small is None else (replace(epilogue, small=True), small)
 
 
 RULES: dict[str, Callable[[Emitter, IntegerSum], bool]] = {

@@ -8,7 +8,7 @@ from ..arithmetic import Arithmetic
 from ..arithmetic.tir import T
 from .builder import Index, Kernel, Parameters, Vector, View
 from .requantize import Constant, Steps
-from .rounding import nearest
+from .rounding import nearest, with_rounder
 from .shapes import ToIntegers, round_up
 
 FEW = 4  # channels whose bytes fill one int32
@@ -80,7 +80,41 @@ def _many_channels(
 
 
 def quantized(grid: Steps, real: Vector) -> Vector:
-    return grid.stored(grid.rounded(_without_nan(real, grid.lanes) / grid.number(Constant.SCALE)))
+    """float32 as int32, of which the lowest byte is the integer in memory."""
+    lanes = grid.lanes
+    unit, factor = _normal(grid.constant.scalar(int(Constant.SCALE)))
+    low, high = (T.broadcast(grid.constant.scalar(int(end)) * unit, lanes) for end in (Constant.LOW, Constant.HIGH))
+    # Held before it is divided: what is infinite, or far beyond the grid, has no remainder.
+    held = T.min(T.max(_without_nan(real, lanes) * T.broadcast(factor, lanes), low), high)
+    steps = T.reinterpret(with_rounder(_quotient(held, unit, lanes), lanes), dtype=f"int32x{lanes}")
+    return steps + T.broadcast(T.cast(grid.constant.scalar(int(Constant.ZERO_POINT)), "int32"), lanes)
+
+
+def _normal(scale: Any) -> tuple[Any, Any]:
+    """(unit, factor) of a positive scale: unit = scale * factor, a number of 2**-23 to 4, and factor a power of two."""
+    exponent = T.reinterpret(scale, dtype="int32") >> T.int32(23)
+    factor = T.reinterpret(
+        (T.int32(254) - T.max(T.min(exponent, T.int32(253)), T.int32(1))) << T.int32(23), dtype="float32"
+    )
+    return scale * factor, factor
+
+
+def _quotient(x: Vector, unit: Any, lanes: int) -> Vector:
+    """x / unit as a division rounds it, in a fifth of its time or less.
+
+    The product with the reciprocal is off by up to two units in the last place; one remainder, which a fused
+    multiply-add gives, leaves less than one, and a second one the nearest number (Markstein, "Computation of elementary
+    functions on the IBM RISC System/6000 processor", 1990).
+    """
+
+    def fused(a: Vector, b: Vector, c: Vector) -> Vector:
+        return T.call_llvm_pure_intrin(f"float32x{lanes}", "llvm.fma", a, b, c)
+
+    reciprocal, minus = (T.broadcast(each, lanes) for each in (T.float32(1) / unit, T.float32(0) - unit))
+    quotient = x * reciprocal
+    for _ in range(2):
+        quotient = fused(fused(quotient, minus, x), reciprocal, quotient)
+    return quotient
 
 
 def quantized_one(constants: View, source: View, place: Index) -> Any:

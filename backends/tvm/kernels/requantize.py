@@ -165,6 +165,8 @@ def finish_together(
     bounds = (constant.scalar(int(each)) for each in (low, high, Constant.ZERO_POINT))
     if epilogue.small and not residuals:
         return arithmetic.stored_small(reals, *bounds, saturates=epilogue.saturates)
+    if epilogue.saturates and not residuals:
+        return arithmetic.stored_saturated(reals, *bounds)
     return arithmetic.stored_bytes(reals, *bounds)
 
 

@@ -293,3 +293,22 @@ def test_conversions(case):
     numbers = constants(StoredGrid(0, 0, 0), scale=scale, zero_own=zero_point)
     got = case.runner.images(ToFloat(2, 3, 37, 5), q, numbers)
     np.testing.assert_array_equal(got.numpy(), (q.numpy().astype(np.float32) - zero_point) * np.float32(scale))
+
+
+SCALES = [0.0123, 1 / 3, 1.0, 0.99999994, 7.7e-5, 2.0**-140, 1.1754944e-38, 1e38, 3.4e38]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_quantizing_divides(integers, scale):
+    """Around every tie between two steps: the kernel's quotient is rounded as a division's."""
+    info = np.iinfo(integers.arithmetic.activation)
+    low, high = int(info.min), int(info.max)
+    grid = StoredGrid(low + 100, low, high)
+    with np.errstate(over="ignore"):
+        ties = ((np.arange(-300, 300) + 0.5) * np.float64(np.float32(scale))).astype(np.float32)
+        x = np.stack([ties, *(np.nextafter(ties, np.float32(side)) for side in (-np.inf, np.inf))], 1).reshape(
+            1, 1, 1, -1
+        )
+        wanted = np.clip(np.rint(x / np.float32(scale)) + grid.zero_point, low, high)
+    got = integers.call(ToIntegers(1, 1, x.size, 1), [x], (constants(grid, scale=scale),))
+    np.testing.assert_array_equal(got[..., :1].reshape(x.shape), wanted)
