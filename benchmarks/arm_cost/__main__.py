@@ -68,6 +68,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--against", default="", help=f"engines to measure as well, of {','.join(PEERS)}")
     parser.add_argument("--wheels", type=Path, help="the folder of engines that `prepare_peers.py` filled")
     parser.add_argument("--kernels", action="store_true", help="the cycles of each kernel")
+    parser.add_argument(
+        "--cores", type=int, default=1, help="for how many kernels are cut; one thread runs them, as it does the peers'"
+    )
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
     chosen.against = [name for name in chosen.against.split(",") if name]
@@ -99,7 +102,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="planish-arm-") as folder:
             room = Path(folder)
             model, x = MODELS[name]()
-            found = measure(model, x, CORES[core], precision, room)
+            found = measure(model, x, CORES[core], precision, room, chosen.cores)
             measured: dict[str, Cost] = {}
             for engine in chosen.against:
                 if theirs := peer(engine, model, x, CORES[core], precision, chosen.wheels, room):

@@ -40,14 +40,18 @@ class Measured:
     kernels: list[Kernel]
 
 
-def measure(model: torch.nn.Module, x: torch.Tensor, core: Core, precision: str, room: Path) -> Measured:
+def measure(
+    model: torch.nn.Module, x: torch.Tensor, core: Core, precision: str, room: Path, cores: int = 1
+) -> Measured:
     """Compile a model for a core and count one inference.
 
-    x: the example, on which eight-bit ranges are calibrated too. Raises RuntimeError where the program fails its
-    self-test: a figure for a wrong answer means nothing.
+    x: the example, on which eight-bit ranges are calibrated too; cores: for how many the kernels are cut, all of which
+    one thread runs here. Raises RuntimeError where the program fails its self-test: a figure for a wrong answer means
+    nothing.
     """
+    target = replace(core.row, cores=min(cores, core.row.cores))
     with torch.no_grad():
-        compiled = planish.compile(model, (x,), recipe=RECIPES[precision], target=core.row, data=[x])
+        compiled = planish.compile(model, (x,), recipe=RECIPES[precision], target=target, data=[x])
     bundle = Bundle.open(compiled.save(room / f"{core.name}-{precision}.planish"))
     program = link(bundle, room / f"{core.name}-{precision}")
     command = [

@@ -128,7 +128,8 @@ class Winograd:
     """A convolution of one group in floats, `tile` x `tile` outputs at a time.
 
     padding: (top, bottom, left, right) in pixels; kernel, stride: of both directions. With `image` the input is plain
-    NCHW, of a known batch.
+    NCHW, of a known batch. With `fresh` weights lie in memory as they are, and are transformed while the kernel runs:
+    for a stride of 1, and input channels in whole vectors, of a known batch.
     """
 
     batch: int | None
@@ -142,6 +143,7 @@ class Winograd:
     kernel: int = 3
     stride: int = 1
     image: bool = False
+    fresh: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..arithmetic import Arithmetic
 from ..arithmetic.tir import T
-from . import packing, product_weights
+from . import packing, product_weights, winograd_fresh
 from .builder import Index, Kernel, Vector, View, smallest
 from .microkernel import Accumulators, Ahead
 from .output import Output
@@ -23,7 +23,7 @@ from .shapes import Signature, Winograd
 from .tile import Tiling, is_parallel, segments
 from .winograd_image import arrange
 from .winograd_matrices import Matrices, matrices
-from .winograd_plan import Group, Phase, Plan, plan
+from .winograd_plan import Group, Phase, Plan, plan, taps_of
 from .winograd_transforms import Transforms
 
 
@@ -39,13 +39,18 @@ def signature(spec: Winograd, arithmetic: Arithmetic) -> Signature:
     else:
         source = (spec.batch, spec.height, spec.width, p.source.pitch)
     output = (spec.batch, p.out_height, p.out_width, p.pitch_out)
-    packed = ((p.pitch_out * p.depths,), arithmetic.weight), ((p.pitch_out,), arithmetic.accumulator)
+    depths = spec.kernel**2 * spec.in_channels if spec.fresh else p.depths
+    packed = ((p.pitch_out * depths,), arithmetic.weight), ((p.pitch_out,), arithmetic.accumulator)
     return product_weights.signature(spec.epilogue, arithmetic, source, output, packed, p.pitch_out)
 
 
 def pack(spec: Winograd, arithmetic: Arithmetic, weight: np.ndarray, bias: np.ndarray | None) -> list[np.ndarray]:
     """weight [out, in, kernel, kernel] -> panels for each place of a tile, transformed in float64; bias."""
-    p, lanes = plan(spec, arithmetic), arithmetic.lanes
+    p = plan(spec, arithmetic)
+    padded_bias = packing.lanes_of(bias, spec.out_channels, p.lanes, arithmetic.accumulator)
+    each = p.pitch_out // p.parts
+    if spec.fresh:
+        return [winograd_fresh.pack(p, arithmetic, np.asarray(weight)), padded_bias]
     transform = np.array(_matrices(spec, arithmetic).weight, np.float64)
     placed = []  # by phase: [row of place, column of place, out, in]
     for a, b in np.ndindex(spec.stride, spec.stride):
@@ -53,7 +58,6 @@ def pack(spec: Winograd, arithmetic: Arithmetic, weight: np.ndarray, bias: np.nd
         own = np.asarray(weight, np.float64)[:, :, a :: spec.stride, b :: spec.stride]
         taps[:, :, : own.shape[2], : own.shape[3]] = own
         placed.append(np.einsum("ai,ocij,bj->aboc", transform, taps, transform, optimize=True))
-    each = p.pitch_out // p.parts
     panels = []
     for group in p.groups:
         for i, j in group.places:
@@ -61,12 +65,13 @@ def pack(spec: Winograd, arithmetic: Arithmetic, weight: np.ndarray, bias: np.nd
             matrix[: spec.out_channels] = np.concatenate([placed[phase][i, j] for phase in group.phases], 1)
             for first in range(0, p.pitch_out, each):
                 panels.append(packing.panels(matrix[first : first + each], arithmetic, p.tile.vectors))
-    return [np.concatenate(panels), packing.lanes_of(bias, spec.out_channels, lanes, arithmetic.accumulator)]
+    return [np.concatenate(panels), padded_bias]
 
 
 def describe(spec: Winograd, arithmetic: Arithmetic) -> str:
     tile, stride = plan(spec, arithmetic).tile, f" by {spec.stride}" if spec.stride > 1 else ""
-    how = f"winograd {spec.tile}x{spec.tile} of {spec.kernel}x{spec.kernel}{stride}"
+    kept = ", weights as they are" if spec.fresh else ""
+    how = f"winograd {spec.tile}x{spec.tile} of {spec.kernel}x{spec.kernel}{stride}{kept}"
     return f"{how}, tile {tile.pixels} pixels x {tile.vectors} vectors of {arithmetic.lanes}"
 
 
@@ -79,7 +84,7 @@ def prim_func(spec: Winograd, arithmetic: Arithmetic) -> Any:
             source = arrange(kernel, arithmetic, spec, p.source, source)
         transforms = Transforms(kernel, arithmetic, _matrices(spec, arithmetic))
         nest = _Nest(kernel, arithmetic, spec, p, source, weights, bias, output, transforms)
-        if p.parts > 1:
+        if p.heavy:
             nest.emit_parts()
         else:
             nest.emit(spec.batch or given.batch)
@@ -87,7 +92,7 @@ def prim_func(spec: Winograd, arithmetic: Arithmetic) -> Any:
 
 
 def _matrices(spec: Winograd, arithmetic: Arithmetic) -> Matrices:
-    return matrices(spec.tile, -(-spec.kernel // spec.stride), arithmetic.activation)
+    return matrices(spec.tile, taps_of(spec), arithmetic.activation, powers=spec.fresh)
 
 
 @dataclass(frozen=True)
@@ -148,7 +153,12 @@ class _Nest:
         with self.kernel.grid(p.parts, parallel=parallel) as (part,):
             share = _Share(part * vectors, vectors, vectors * p.lanes)
             products = self.kernel.workspace(p.places * p.plane(share.pitch), self.dtype)
-            self.multiply(spread, products, p.room // p.tile.pixels, share)
+            rows = p.room // p.tile.pixels
+            if self.spec.fresh:
+                fresh = winograd_fresh.Fresh(self.kernel, self.arithmetic, p, self.weights, self.transforms)
+                fresh.multiply(spread, products, rows, share.first, share.vectors)
+            else:
+                self.multiply(spread, products, rows, share)
             with self.kernel.loop(p.blocks.pieces) as tile:
                 self.gather(products, 0, tile, tile, share)
 

@@ -20,11 +20,7 @@ def instead_of(conv: DirectConv, arithmetic: Arithmetic) -> Winograd | None:
     if not ways:
         return None
     best = min(ways, key=lambda spec: _time(spec, arithmetic))
-    products = conv.in_channels * round_up(conv.out_channels, arithmetic.lanes)
-    cost, (out_height, out_width) = costs(arithmetic), conv.window.output(conv.height, conv.width)
-    all_taps = out_height * out_width * conv.window.taps
-    taps = all_taps if cost.padding else taps_on_image(conv.window, conv.height, conv.width)
-    return best if _time(best, arithmetic) < cost.worth_it * (conv.batch or 1) * taps * products else None
+    return best if _time(best, arithmetic) < costs(arithmetic).worth_it * _direct_time(conv, arithmetic) else None
 
 
 def _ways(conv: DirectConv, arithmetic: Arithmetic) -> Iterator[Winograd]:
@@ -40,7 +36,11 @@ def _ways(conv: DirectConv, arithmetic: Arithmetic) -> Iterator[Winograd]:
     extents = conv.batch, conv.height, conv.width, conv.in_channels, conv.out_channels
     for size in sizes:
         tile = size - -(-kernel // stride) + 1
-        yield Winograd(*extents, window.padding, tile, conv.epilogue, kernel, stride, conv.image)
+        spec = Winograd(*extents, window.padding, tile, conv.epilogue, kernel, stride, conv.image)
+        yield spec
+        whole = conv.batch is not None and conv.in_channels % arithmetic.lanes == 0
+        if costs(arithmetic).weight is not None and (kernel, stride, tile) == (3, 1, 4) and whole:
+            yield replace(spec, fresh=True)
 
 
 def taps_on_image(window: Window, height: int, width: int) -> int:
@@ -61,6 +61,29 @@ def _time(spec: Winograd, arithmetic: Arithmetic) -> float:
     products = p.blocks.pieces * p.depths * p.pitch_out
     spread = sum(phase.rows * phase.columns for phase in p.phases) * p.source.pitch
     transforms = p.blocks.pieces * cost.transform * (spread + p.places * p.pitch_out)
-    weights = p.depths * p.pitch_out * arithmetic.weight_bytes
-    passes = p.blocks.count if weights > arithmetic.cache else 1
-    return max(products + transforms, weights * passes * cost.read * arithmetic.lanes)
+    weights, own = p.depths * p.pitch_out, spec.in_channels * p.pitch_out
+    if spec.fresh:
+        assert cost.weight is not None
+        transforms += own * cost.weight
+        weights = own * spec.kernel**2
+    passes = p.blocks.count if weights * arithmetic.weight_bytes > arithmetic.cache else 1
+    return max((products + transforms) / _threads(arithmetic), passes * _reading(weights, arithmetic))
+
+
+def _direct_time(conv: DirectConv, arithmetic: Arithmetic) -> float:
+    cost, (height, width) = costs(arithmetic), conv.window.output(conv.height, conv.width)
+    every = height * width * conv.window.taps
+    taps = every if cost.padding else taps_on_image(conv.window, conv.height, conv.width)
+    weights = conv.in_channels * round_up(conv.out_channels, arithmetic.lanes)
+    done = (conv.batch or 1) * taps * weights / _threads(arithmetic)
+    return done if cost.padding else max(done, _reading(weights * conv.window.taps, arithmetic))
+
+
+def _reading(weights: int, arithmetic: Arithmetic) -> float:
+    """Multiply-adds in the time of reading so many weights."""
+    return weights * arithmetic.weight_bytes * costs(arithmetic).read * arithmetic.lanes
+
+
+def _threads(arithmetic: Arithmetic) -> int:
+    """Among which multiply-adds are shared out, while memory stays as fast; one where that was not measured."""
+    return arithmetic.cores if costs(arithmetic).parts else 1

@@ -31,14 +31,22 @@ class Matrices:
 
 
 @cache
-def matrices(outputs: int, taps: int = 3, dtype: str = "float32") -> Matrices:
-    """Those of F(outputs, taps) for sums in a dtype."""
+def matrices(outputs: int, taps: int = 3, dtype: str = "float32", *, powers: bool = False) -> Matrices:
+    """Those of F(outputs, taps) for sums in a dtype.
+
+    powers: the weight's factors are powers of the points, and the input's take their denominators: for weights that are
+    transformed while the kernel runs, in half of the operations.
+    """
     size = outputs + taps - 1
     points = [Fraction(p) for p in (HALF_POINTS if dtype == "float16" else POINTS)[size]]
     by_output = [[p**i for p in points] + [Fraction(i == outputs - 1)] for i in range(outputs)]
-    by_weight = [[p**j / _distance(p, points) for j in range(taps)] for p in points]
+    distances = [_distance(p, points) for p in points]
+    by_weight = [[p**j / (1 if powers else d) for j in range(taps)] for p, d in zip(points, distances, strict=True)]
     by_weight.append([Fraction(j == taps - 1) for j in range(taps)])
-    by_input = [_polynomial([q for q in points if q != p], size) for p in points]
+    by_input = [
+        [c / (d if powers else 1) for c in _polynomial([q for q in points if q != p], size)]
+        for p, d in zip(points, distances, strict=True)
+    ]
     by_input.append(_polynomial(points, size))
     return Matrices(*(tuple(map(tuple, rows)) for rows in (by_output, by_weight, by_input)))
 

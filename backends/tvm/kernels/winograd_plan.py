@@ -62,7 +62,8 @@ class Plan:
 
     taps, size: of a phase's filter and of a tile's input, per side; channels: per phase; down, across: tiles of an
     image; blocks: of the tiles of all images, or of each image where the batch is not known; room: tiles that the
-    workspace holds; parts: of the outputs.
+    workspace holds; heavy: weights are larger than the map, so that they are read once, for one block of all tiles;
+    parts: of the outputs, of which each core then takes one.
     """
 
     taps: int
@@ -76,6 +77,7 @@ class Plan:
     down: int
     across: int
     pitch_out: int
+    heavy: bool
     parts: int
     tiling: Tiling
     tile: Tile
@@ -128,11 +130,11 @@ def plan(spec: Winograd, arithmetic: Arithmetic) -> Plan:
         len(places) * (source.pitch if spec.image else source.pitch * len(key)) for key, places in coming.items()
     )
     depths = sum(len(places) * len(key) for key, places in coming.items()) * spec.in_channels
-    parts = 1
-    if depths * pitch_out * arithmetic.weight_bytes > tiles * wide * itemsize:
-        parts = _parts(spec, arithmetic, pitch_out // lanes)
+    lighter = depths * pitch_out * arithmetic.weight_bytes <= tiles * wide * itemsize
+    heavy = spec.fresh or (spec.batch is not None and costs(arithmetic).parts and not lighter)
+    parts = _parts(arithmetic, pitch_out // lanes) if heavy else 1
     for_cache = -(-tiles * itemsize * (wide + size**2 * pitch_out) // (2 * arithmetic.cache))
-    count = 1 if parts > 1 else max(for_cache, arithmetic.cores if arithmetic.cores > 1 else 1)
+    count = 1 if heavy else max(for_cache, arithmetic.cores if arithmetic.cores > 1 else 1)
     most = -(-tiles // count)
     extents = Tiling(most, pitch_out // lanes // parts)
     tile = tile_of(spec, arithmetic, extents)
@@ -141,8 +143,8 @@ def plan(spec: Winograd, arithmetic: Arithmetic) -> Plan:
     groups = _groups(spec, coming, source.pitch, pitch_out, room, lanes)
     read = (Phase(0, 0, size, size),) if spec.image else phases
     return Plan(
-        taps, size, channels, source, read, groups, out_height, out_width, down, across, pitch_out, parts, extents,
-        tile, blocks, room, lanes,
+        taps, size, channels, source, read, groups, out_height, out_width, down, across, pitch_out, heavy, parts,
+        extents, tile, blocks, room, lanes,
     )  # fmt: skip
 
 
@@ -171,10 +173,8 @@ def _coming(spec: Winograd, phases: tuple[Phase, ...], size: int) -> dict[tuple[
     return found
 
 
-def _parts(spec: Winograd, arithmetic: Arithmetic, vectors: int) -> int:
+def _parts(arithmetic: Arithmetic, vectors: int) -> int:
     """As many as there are cores, or fewer: all alike."""
-    if spec.batch is None or not costs(arithmetic).parts:
-        return 1
     return next(parts for parts in range(min(arithmetic.cores, vectors), 0, -1) if vectors % parts == 0)
 
 

@@ -28,6 +28,10 @@ class Transforms:
         """output @ values @ output^T."""
         return _both_ways(self._gather_line, values)
 
+    def weight(self, values: list[list[Vector]]) -> list[list[Vector]]:
+        """weight @ values @ weight^T."""
+        return _both_ways(self._weight_line, values)
+
     def hold(self, value: Vector) -> Vector:
         """The value in a register, so that it is computed once."""
         (register,) = self.kernel.registers(1, self.arithmetic.lanes, self.arithmetic.activation)
@@ -68,6 +72,15 @@ class Transforms:
             factors = row[0], *row[1:-1:2], row[-1]
             results.append(self._sum(factors, [first, *joined[i % 2], last]))
         return results
+
+    def _weight_line(self, values: Sequence[Vector]) -> list[Vector]:
+        """The weight matrix times a line. Mirrored rows share the sums of their even and of their odd terms."""
+        first, *middle, last = self.matrices.weight
+        results = [self._sum(first, values)]
+        for row in middle[::2]:
+            even, odd = (self._sum(_every_second(row, start), values) for start in (0, 1))
+            results += [self.hold(even + odd), self.hold(even - odd)]
+        return [*results, self._sum(last, values)]
 
     def _sum(self, factors: Sequence[Fraction], values: Sequence[Vector]) -> Vector:
         """The sum of factor * value, in a register. A factor of 1 comes first where there is one: it is no product."""

@@ -84,6 +84,23 @@ def test_phases_of_a_stride(neon, case):
     torch.testing.assert_close(got.double(), F.relu(wanted + added), rtol=0, atol=16e-7 * (kernel**2 * inputs + 8))
 
 
+@pytest.mark.parametrize("extents", [(1, 7, 7, 64, 64), (2, 9, 11, 36, 40), (1, 6, 5, 200, 20)])
+def test_weights_that_are_transformed_while_the_kernel_runs(neon, extents):
+    """As exact as weights that were transformed before, in float64. Tolerance: as for large tiles above."""
+    batch, height, width, inputs, outputs = extents
+    torch.manual_seed(0)
+    x, bias = torch.randn(batch, inputs, height, width), torch.randn(outputs)
+    weight = torch.randn(outputs, inputs, 3, 3)
+    wanted = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+    errors = {}
+    for fresh in (False, True):
+        spec = Winograd(*extents, (1, 1, 1, 1), 4, fresh=fresh)
+        got = neon.images(spec, x, weight, bias)
+        torch.testing.assert_close(got.double(), wanted, rtol=0, atol=16e-7 * (9 * inputs + 8))
+        errors[fresh] = float((got - wanted).norm())
+    assert errors[True] < 1.5 * errors[False]
+
+
 @pytest.mark.parametrize(
     ("spec", "parts"),
     [
@@ -91,6 +108,7 @@ def test_phases_of_a_stride(neon, case):
         (Winograd(1, 40, 40, 3, 16, (3, 3, 3, 3), 3, kernel=7, stride=2, image=True), 1),
         (Winograd(1, 8, 8, 40, 64, (1, 1, 1, 1), 4, kernel=3, stride=2), 4),
         (Winograd(1, 8, 8, 40, 36, (1, 1, 1, 1), 4), 3),
+        (Winograd(1, 7, 7, 128, 64, (1, 1, 1, 1), 4, fresh=True), 4),
     ],
 )
 def test_parts_and_blocks_give_the_same_bytes(widest, spec, parts):
@@ -143,18 +161,29 @@ STEM = Window((7, 7), (2, 2), (3, 3, 3, 3))
 HALVED = Window((3, 3), (2, 2), (1, 1, 1, 1))
 
 
+# By arithmetic: the tile, and whether weights are transformed while the kernel runs. Four cores read memory no faster
+# than one, so that for them weights lie in memory as they are, or go without Winograd.
+ON_ARM = {
+    "one core": NeonFp32(4, 32, 1),
+    "four cores": NeonFp32(4, 32, 4),
+    "one core, float16": NeonFp16(8, 32, 1),
+}
+
+
+@pytest.mark.parametrize("name", ON_ARM)
 @pytest.mark.parametrize(
-    ("conv", "tile"),
+    ("conv", "found"),
     [
-        (DirectConv(1, 224, 224, 3, 64, STEM, image=True), 3),
-        (DirectConv(None, 224, 224, 3, 64, STEM, image=True), None),
-        (DirectConv(1, 56, 56, 64, 128, HALVED), 4),
-        (DirectConv(1, 28, 28, 128, 256, HALVED), 5),
-        (DirectConv(1, 14, 14, 256, 256, SAME), 4),
-        (DirectConv(1, 56, 56, 64, 64, Window((5, 5), padding=(2, 2, 2, 2))), None),
+        (DirectConv(1, 224, 224, 3, 64, STEM, image=True), [(3, False)] * 3),
+        (DirectConv(None, 224, 224, 3, 64, STEM, image=True), [None] * 3),
+        (DirectConv(1, 56, 56, 64, 64, SAME), [(4, False)] * 3),
+        (DirectConv(1, 56, 56, 64, 128, HALVED), [(4, False), (4, False), (3, False)]),
+        (DirectConv(1, 28, 28, 128, 256, HALVED), [(5, False), (3, False), (3, False)]),
+        (DirectConv(1, 14, 14, 256, 256, SAME), [(4, False), (4, True), (4, False)]),
+        (DirectConv(1, 7, 7, 512, 512, SAME), [(4, False), (4, True), (2, False)]),
+        (DirectConv(1, 56, 56, 64, 64, Window((5, 5), padding=(2, 2, 2, 2))), [None] * 3),
     ],
 )
-@pytest.mark.parametrize("arithmetic", [NeonFp32(4, 32, 4), NeonFp16(8, 32, 4)], ids=["fp32", "fp16"])
-def test_choice_on_arm(arithmetic, conv, tile):
-    found = instead_of(conv, arithmetic)
-    assert (found and found.tile) == tile
+def test_choice_on_arm(name, conv, found):
+    chosen = instead_of(conv, ON_ARM[name])
+    assert (chosen and (chosen.tile, chosen.fresh)) == found[list(ON_ARM).index(name)]
