@@ -1,10 +1,12 @@
 """The emulated CUDA device from Python: its two libraries, kernel images, and a process that runs a saved build on it.
 
 The device has to be in a process before TVM is (TVM looks for a CUDA driver once, when it is imported), and a kernel
-with a defect must not take pytest down with it, so every run is a process of its own.
+with a defect must not take pytest down with it, so one process imports TVM, and every run is a child of it.
 """
 
+import atexit
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -13,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -61,12 +64,30 @@ def run_each(
         np.savez(room / "inputs.npz", *inputs)
         for index, image in enumerate(images):
             replace(build, cubin=image).save(room / f"{index}.so")
-        command = [sys.executable, HERE / "run_library.py", device_libraries(), room, str(len(images))]
-        environment = os.environ | {"CUDA_EMULATOR_ORDER": order}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise EmulatorError(f"the process ended with {done.returncode}:\n{done.stderr}")
+        code = _answer(_device(), [folder, len(images), order])
+        if code:
+            raise EmulatorError(f"the process ended with {code}:\n{(room / 'printed.txt').read_text()}")
         return [_outcome(room, index) for index in range(len(images))]
+
+
+@cache
+def _device() -> subprocess.Popen:
+    """The process of `run_library.py`, started once; it ends with this one."""
+    command = [sys.executable, HERE / "run_library.py", device_libraries()]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    atexit.register(process.communicate)
+    return process
+
+
+def _answer(process: subprocess.Popen, request: list) -> int:
+    """The exit code of one run."""
+    assert process.stdin and process.stdout
+    process.stdin.write(json.dumps(request) + "\n")
+    process.stdin.flush()
+    answer = process.stdout.readline()
+    if not answer:
+        raise EmulatorError(f"{process.args} ended with {process.wait()}")
+    return int(answer)
 
 
 def _outcome(room: Path, index: int) -> list[np.ndarray] | str:
