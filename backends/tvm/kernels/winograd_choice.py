@@ -71,12 +71,15 @@ def _time(spec: Winograd, arithmetic: Arithmetic) -> float:
 
 
 def _direct_time(conv: DirectConv, arithmetic: Arithmetic) -> float:
+    """The same estimate for the direct kernel, which reads weights that exceed the cache again for each image."""
     cost, (height, width) = costs(arithmetic), conv.window.output(conv.height, conv.width)
     every = height * width * conv.window.taps
     taps = every if cost.padding else taps_on_image(conv.window, conv.height, conv.width)
     weights = conv.in_channels * round_up(conv.out_channels, arithmetic.lanes)
     done = (conv.batch or 1) * taps * weights / _threads(arithmetic)
-    return done if cost.padding else max(done, _reading(weights * conv.window.taps, arithmetic))
+    weights *= conv.window.taps
+    passes = (conv.batch or 1) if weights * arithmetic.weight_bytes > arithmetic.cache else 1
+    return max(done, passes * _reading(weights, arithmetic))
 
 
 def _reading(weights: int, arithmetic: Arithmetic) -> float:

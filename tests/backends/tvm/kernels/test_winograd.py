@@ -144,6 +144,8 @@ SAME = Window((3, 3), padding=(1, 1, 1, 1))
         (DirectConv(1, 56, 56, 64, 64, SAME), 4),
         (DirectConv(1, 14, 14, 256, 256, SAME), 2),
         (DirectConv(1, 7, 7, 512, 512, SAME), None),
+        (DirectConv(1, 4, 4, 512, 512, SAME), None),
+        (DirectConv(4, 4, 4, 512, 512, SAME), 2),  # the direct kernel reads all weights four times
         (DirectConv(1, 1, 1, 64, 64, SAME), None),
         (DirectConv(1, 56, 56, 64, 64, Window((3, 3), (2, 2), (1, 1, 1, 1))), None),
         (DirectConv(1, 56, 56, 64, 64, Window((3, 3), (1, 1), (2, 2, 2, 2), (2, 2))), None),
