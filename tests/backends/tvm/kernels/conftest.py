@@ -148,6 +148,22 @@ def integers(request: pytest.FixtureRequest) -> Runner:
     return Runner(integer_machines()[request.param])
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Every case runs on every way of multiplying; the two widths of a way, which share their code, take turns."""
+    pairs: dict[tuple, dict[str, list[pytest.Item]]] = {}
+    for item in items:
+        options = dict(item.callspec.params) if hasattr(item, "callspec") else {}
+        way, _, width = str(options.pop("integers", "")).partition(", ")
+        # One compilation serves all operands; tests without cases run on both widths.
+        case = tuple(repr(value) for name, value in sorted(options.items()) if name not in ("case", "extreme"))
+        if width and case:
+            pairs.setdefault((item.path, item.originalname, case, way), {}).setdefault(width, []).append(item)
+    both = [widths for widths in pairs.values() if len(widths) == 2]
+    left_out = {item for turn, widths in enumerate(both) for item in widths[sorted(widths)[turn % 2]]}
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture
 def widest() -> Runner:
     """The fastest machine here, for what does not depend on the lanes."""
