@@ -17,6 +17,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 
 from . import integers, meta_kernels  # noqa: F401  register what shape inference needs
 from .errors import UsageError, VerifyError, first_line
+from .inferred import Call
 from .ops import describe
 
 # A symbol stands for its example value while rules look at a graph; distinct values keep symbols apart, because
@@ -197,6 +198,14 @@ def infer(node: fx.Node, values: dict[fx.Node, Any] | None = None) -> Any:
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"] if values is None else values[n])
     # Ops that make tensors (fake-quant inside, arange altogether) must make fake ones.
     mode = detect_fake_mode((args, kwargs)) or detect_fake_mode([n.meta.get("val") for n in input_nodes(node.graph)])
+    call = Call.of(mode, node.target, args, kwargs)
+    if call is None:
+        return _run(node, mode, args, kwargs)
+    found = call.result()
+    return call.keep(_run(node, mode, args, kwargs)) if found is None else found
+
+
+def _run(node: fx.Node, mode: FakeTensorMode | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     try:
         # The Python dispatcher keeps symbols where C++ composite ops (adaptive pooling) would fix them to the example.
         with torch.no_grad(), enable_python_dispatcher(), mode or nullcontext():
