@@ -99,7 +99,7 @@ class Tiles:
             return None
         passes = p.runs[0] * p.runs[1] * p.steps
         lines = -(-wide * p.panel_bytes // (CACHE_LINE * groups * passes))
-        return Ahead((vector + wide) * p.panel_bytes, lines, group * passes)
+        return Ahead(smallest(vector + wide, p.vectors - wide) * p.panel_bytes, lines, group * passes)
 
     def group(
         self,
