@@ -3,7 +3,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
-# Python compiles what is imported; compiling every module of every package takes as long as installing them.
+# Python compiles what is imported, once, and keeps it; compiling every module of every package takes as long as installing
+# them. Where an environment forbids it to keep anything, each process that tests start would compile PyTorch and TVM anew.
+export PYTHONDONTWRITEBYTECODE :=
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 RUN := $(VENV)/bin/python
 
