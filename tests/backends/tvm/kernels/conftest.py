@@ -11,6 +11,7 @@ import tvm
 
 from planish.backends.target import cpu_features
 from planish.backends.tvm.arithmetic import Amx, Arithmetic, Madd, NeonFp32, Sdot, Smull, Vnni, X86Fp32
+from planish.backends.tvm.build import TIR_PIPELINE
 from planish.backends.tvm.kernels import Spec, pack, prim_func, round_up, signature
 
 FILLER = 1e30  # in padding lanes: whoever reads them gives a wrong result
@@ -77,8 +78,9 @@ def best_integer_machines() -> list[Machine]:
 
 @lru_cache(maxsize=256)
 def _compiled(spec: Spec, machine: Machine) -> tvm.runtime.Executable:
-    """One kernel serves all the tests that only differ in its operands."""
-    return tvm.compile(prim_func(spec, machine.arithmetic).with_attr("global_symbol", "kernel"), machine.target())
+    """One kernel serves all the tests that only differ in its operands. Lowered as those of a model are."""
+    function = prim_func(spec, machine.arithmetic).with_attr("global_symbol", "kernel")
+    return tvm.compile(function, machine.target(), tir_pipeline=TIR_PIPELINE)
 
 
 class Runner:

@@ -15,6 +15,7 @@ import tvm_ffi
 from conftest import best_integer_machines, machines
 
 from planish.backends.tvm.arithmetic import Arithmetic, with_stored_weights
+from planish.backends.tvm.build import TIR_PIPELINE
 from planish.backends.tvm.kernels import (
     Attention,
     BatchedMatmul,
@@ -110,7 +111,7 @@ def guarded(shape: tuple[int, ...], dtype: str, side: str) -> np.ndarray:
 
 def run(spec: Spec, arithmetic: Arithmetic, target: tvm.target.Target) -> None:
     function = prim_func(spec, arithmetic).with_attr("global_symbol", "kernel")
-    kernel = tvm.compile(function, target)["kernel"]
+    kernel = tvm.compile(function, target, tir_pipeline=TIR_PIPELINE)["kernel"]
     for side in ("end", "start"):
         sizes = signature(spec, arithmetic).parameters()
         arrays = [guarded(tuple(s or 1 for s in shape), dtype, side) for shape, dtype in sizes]

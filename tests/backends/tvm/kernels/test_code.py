@@ -8,6 +8,7 @@ import tvm
 from planish.backends.c.compile import compile_kernels
 from planish.backends.tvm import lowering
 from planish.backends.tvm.arithmetic import NeonFp16, NeonFp32, Sdot, Smull, X86Fp32, fp32
+from planish.backends.tvm.build import TIR_PIPELINE
 from planish.backends.tvm.kernels import (
     DirectConv,
     Epilogue,
@@ -36,7 +37,8 @@ LANE_MOVES = re.compile(r"^\s+(?:(?:mov|ins)\s+v\d+\.[bhsd]\[\d+\],|umov\s|smov\
 
 
 def assembly(function, target) -> str:
-    return tvm.compile(function.with_attr("global_symbol", "kernel"), target).mod.inspect_source("asm")
+    function = function.with_attr("global_symbol", "kernel")
+    return tvm.compile(function, target, tir_pipeline=TIR_PIPELINE).mod.inspect_source("asm")
 
 
 def hot_loops(text: str) -> list[list[str]]:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from planish.backends.target import Target, cpu_features
 from planish.backends.tvm.arithmetic import NeonFp16, fp16
 from planish.backends.tvm.arithmetic.arm_half import MOST_PIXELS
-from planish.backends.tvm.build import tvm_target
+from planish.backends.tvm.build import TIR_PIPELINE, tvm_target
 from planish.backends.tvm.kernels import (
     Depthwise,
     DirectConv,
@@ -43,7 +43,7 @@ SPECS = {
 def hot_loops(spec) -> list[list[str]]:
     target = tvm_target(Target.get("raspberry-pi-5"))
     function = prim_func(spec, NeonFp16(8, 32)).with_attr("global_symbol", "kernel")
-    text = tvm.compile(function, target).mod.inspect_source("asm")
+    text = tvm.compile(function, target, tir_pipeline=TIR_PIPELINE).mod.inspect_source("asm")
     assert "fcvt" not in text  # nothing is computed in float32
     return [loop for loop in innermost_loops(text) if multiply_adds(loop) >= 8]
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from planish.backends.tvm.arithmetic import NeonFp32, X86Fp32, with_stored_weights
 from planish.backends.tvm.arithmetic.stored_weights import WEIGHTS
+from planish.backends.tvm.build import TIR_PIPELINE
 from planish.backends.tvm.kernels import Epilogue, WeightOnlyDense, describe, pack, prim_func, signature
 
 from .assembly import innermost_loops, multiply_adds, vector_stores
@@ -99,7 +100,8 @@ def test_weights_are_unpacked_in_registers(name, groups):
     arithmetic = with_stored_weights(machine, "int4")
     assert arithmetic is not None
     function = prim_func(WeightOnlyDense(1, 512, 256, groups), arithmetic).with_attr("global_symbol", "kernel")
-    text = tvm.compile(function, tvm.target.Target({"kind": "llvm", **facts})).mod.inspect_source("asm")
+    target = tvm.target.Target({"kind": "llvm", **facts})
+    text = tvm.compile(function, target, tir_pipeline=TIR_PIPELINE).mod.inspect_source("asm")
     loops = [loop for loop in innermost_loops(text) if multiply_adds(loop) >= 8]
     assert loops
     for loop in loops:
