@@ -1,6 +1,8 @@
 """Small float64 models with their groups, and which entries of which weights a group owns, worked out slowly."""
 
+import copy
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -69,6 +71,14 @@ MODELS = {
 
 
 def make_case(name: str) -> Case:
+    """A case of one's own."""
+    model, graph = _captured(name)
+    graph = graph.copy()
+    return Case(copy.deepcopy(model), graph, Groups(IndexGraph(graph)))
+
+
+@cache
+def _captured(name: str) -> tuple[nn.Module, Graph]:
     make, shape = MODELS[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -77,8 +87,7 @@ def make_case(name: str) -> Case:
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.uniform_(module.weight, -1.5, 1.5)
                 nn.init.normal_(module.bias)
-        graph = capture(model, torch.randn(2, *shape, dtype=torch.float64))
-    return Case(model, graph, Groups(IndexGraph(graph)))
+        return model, capture(model, torch.randn(2, *shape, dtype=torch.float64))
 
 
 def make_batches(name: str, count: int, size: int = 4) -> list[tuple[torch.Tensor, torch.Tensor]]:
