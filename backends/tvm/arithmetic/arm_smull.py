@@ -25,6 +25,7 @@ class Smull(NeonIntegers):
     group: ClassVar[int] = 4
     takes_any_byte: ClassVar[bool] = False
     saturates: ClassVar[bool] = True
+    zips_rows: ClassVar[bool] = True
 
     def stored(self, weights: np.ndarray) -> np.ndarray:
         """[lane][4 k] of each vector as [pair of k][lane][2 k]."""
@@ -64,6 +65,21 @@ class Smull(NeonIntegers):
         """total plus the products of two pairs of activations, each in every 16 bits, with both halves of int8x16."""
         products = _widened(spread[0]) * _half(weights, 0) + _widened(spread[1]) * _half(weights, 1)
         return total + T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.saddlp", products)
+
+    def multiply_zipped(
+        self, totals: Sequence[Any], values: Sequence[tuple[Any, Any]], weights: Sequence[Sequence[Any]]
+    ) -> None:
+        """zip1 and zip2; two taps at a time as in `multiply_taps`, then sadalp, which adds the rows."""
+        lanes = self.lanes
+        for half, total in enumerate(totals):
+            order = [place for lane in range(half * lanes, (half + 1) * lanes) for place in (lane, 2 * lanes + lane)]
+            products = [
+                T.cast(T.Shuffle([upper, lower], order), "int16x8") * T.cast(read[half], "int16x8")
+                for (upper, lower), read in zip(values, weights, strict=True)
+            ]
+            for first in range(0, len(products), 2):
+                pair = sum(products[first + 1 : first + 2], start=products[first])
+                total.value = total.value + T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.saddlp", pair)
 
     def stored_saturated(self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any) -> Any:
         """Every step saturates: to int32, to int16 twice, to int8."""

@@ -66,6 +66,7 @@ class Vmull(Smull):
     name: ClassVar[str] = "vmull"
     table_lanes: ClassVar[int] = 0
     saturates: ClassVar[bool] = False
+    zips_rows: ClassVar[bool] = False
 
     def two_pairs(self, four: Any) -> Any:
         """A whole register: LLVM would take two lanes apart in general registers, by way of the stack."""

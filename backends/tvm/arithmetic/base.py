@@ -172,6 +172,7 @@ class Integers(Arithmetic):
     table_lanes: ClassVar[int] = 0  # bytes that `look_up` takes at a time; 0 where it looks up one by one
 
     lane_rows: ClassVar[int] = 1  # rows of a depthwise window that `add_rows` takes at a time
+    zips_rows: ClassVar[bool] = False  # whether it is cheaper to take two of them at a time: `multiply_zipped`
 
     def woven_rows(self, rows: Sequence[Any], lanes: int) -> Any:
         """Vectors of `lanes` activations, one of each of `lane_rows` rows, lane by lane. Only where that is above 1."""
@@ -179,6 +180,16 @@ class Integers(Arithmetic):
 
     def add_rows(self, total: Any, woven: Any, weights: Any) -> Any:
         """total plus activations * weights, summed over rows. Both hold `lanes` columns as `woven_rows` weaves them."""
+        raise NotImplementedError
+
+    def multiply_zipped(
+        self, totals: Sequence[Any], values: Sequence[tuple[Any, Any]], weights: Sequence[Sequence[Any]]
+    ) -> None:
+        """Emit totals += both rows * their weights, summed over taps, lane by lane. Only where `zips_rows`.
+
+        totals: registers of `lane_vectors` neighbouring vectors; values: for each tap those vectors of the upper and
+        the lower row; weights: for each tap a vector for each half of the lanes, in which the two rows' alternate.
+        """
         raise NotImplementedError
 
     def stored_bytes(self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any) -> Any:

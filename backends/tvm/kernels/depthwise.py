@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..arithmetic import Arithmetic, Integers
-from . import packing, product_weights, woven_rows
+from . import packing, product_weights, woven_rows, zipped_rows
 from .builder import Index, Kernel, Register, Vector, View
 from .microkernel import halved
 from .output import Output
@@ -26,9 +26,17 @@ def width(channels: int, arithmetic: Arithmetic) -> int:
     return arithmetic.lane_vectors if whole else 1
 
 
+def several_rows(window: Window, arithmetic: Arithmetic, vectors: int) -> Any:
+    """The module that takes several rows of a window at a time; None where they are taken one by one."""
+    if woven_rows.takes(window, arithmetic):
+        return woven_rows
+    return zipped_rows if zipped_rows.takes(window, arithmetic, vectors) else None
+
+
 def tile_columns(window: Window, out_width: int, arithmetic: Arithmetic, vectors: int = 1) -> int:
     """Output columns per register tile: equal parts of a row; a row of weights and some inputs fit beside them."""
-    most = woven_rows.MOST_COLUMNS if woven_rows.takes(window, arithmetic) else MOST_COLUMNS
+    rows = several_rows(window, arithmetic, vectors)
+    most = rows.MOST_COLUMNS if rows else MOST_COLUMNS
     most = max(1, min(most, (arithmetic.registers - window.kernel[1] - 2 * vectors) // vectors))
     return -(-out_width // -(-out_width // most))
 
@@ -38,8 +46,8 @@ def signature(spec: Depthwise, arithmetic: Arithmetic) -> Signature:
     output = (spec.batch, *spec.window.output(spec.height, spec.width), channels)
     source = (spec.batch, spec.height, spec.width, channels)
     biases = channels * len(_reached(spec))
-    woven = woven_rows.takes(spec.window, arithmetic)
-    each = woven_rows.weights_per_channel(spec.window, arithmetic) if woven else spec.window.taps
+    rows = several_rows(spec.window, arithmetic, width(spec.channels, arithmetic))
+    each = rows.weights_per_channel(spec.window, arithmetic) if rows else spec.window.taps
     packed = ((channels * each,), arithmetic.lane_weight), ((biases,), arithmetic.accumulator)
     return product_weights.signature(spec.epilogue, arithmetic, source, output, packed, channels)
 
@@ -55,12 +63,13 @@ def pack(
 ) -> list[np.ndarray]:
     """weight [channels, 1, kh, kw] -> [vectors][kh][kw][lanes], bias, and for integers what their epilogue reads.
 
-    Where rows are woven, weights are as `woven_rows.pack` says.
+    Where several rows are taken at a time, weights are as `woven_rows.pack` or `zipped_rows.pack` says.
     """
     matrix = np.asarray(weight).reshape(spec.channels, -1)
-    lanes = arithmetic.lanes * width(spec.channels, arithmetic)
-    if isinstance(arithmetic, Integers) and woven_rows.takes(spec.window, arithmetic):
-        weights = woven_rows.pack(matrix, spec.window, arithmetic, lanes)
+    vectors = width(spec.channels, arithmetic)
+    lanes, rows = arithmetic.lanes * vectors, several_rows(spec.window, arithmetic, vectors)
+    if rows:
+        weights = rows.pack(matrix, spec.window, arithmetic, lanes)
     else:
         weights = packing.vectors(matrix, lanes, arithmetic.lane_weight)
     return [
@@ -141,10 +150,12 @@ class Taps:
     ) -> None:
         """Add the window's products to the registers of each column."""
         (tall, wide), together = self.window.kernel, self.arithmetic.lanes * self.vectors
-        how = self.arithmetic
-        if isinstance(how, Integers) and woven_rows.takes(self.window, how):
-            woven = woven_rows.WovenRows(how, self.window, self.height, self.pitch, together, self.weights)
-            woven.accumulate(sums, source, line, row, columns, column, group)
+        rows = several_rows(self.window, self.arithmetic, self.vectors)
+        if rows:
+            several = rows.Rows(
+                self.kernel, self.arithmetic, self.window, self.height, self.pitch, together, self.weights
+            )
+            several.accumulate(sums, source, line, row, columns, column, group)
             return
         begin, end = rows_on_image(self.window, self.height, row)
         with self.kernel.loop(end - begin, begin) as tap:

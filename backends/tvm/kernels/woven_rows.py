@@ -15,7 +15,7 @@ import numpy as np
 
 from ..arithmetic import Arithmetic, Integers
 from ..arithmetic.tir import T
-from .builder import Index, Register, View, largest, smallest
+from .builder import Index, Kernel, Register, View, largest, smallest
 from .shapes import Window, round_up
 from .window import Columns, by_input, input_column, input_row, rows_on_image
 
@@ -43,9 +43,10 @@ def pack(matrix: np.ndarray, window: Window, arithmetic: Integers, lanes: int) -
 
 
 @dataclass(frozen=True)
-class WovenRows:
+class Rows:
     """A window over inputs whose columns are `pitch` apart; `together`: channels that are taken at a time."""
 
+    kernel: Kernel
     arithmetic: Integers
     window: Window
     height: int
