@@ -23,16 +23,18 @@ from ..kernels import (
     ExpandDepthwise,
     GlobalMean,
     IntegerMul,
+    IntegerWinograd,
     Pointwise,
     Pool,
     Requantize,
     Window,
     constants,
+    winograd_integer_choice,
 )
 from . import transposed
 from .batched_products import emit_integers
 from .fuse_integers import IntegerPair, IntegerSum, is_depthwise, is_pointwise, window
-from .integer_bounds import with_small_sums
+from .integer_bounds import sum_ends, with_small_sums
 from .integer_calls import keep, operands, whole_extents
 from .integer_numbers import arrays_of, constants_of, grid_of, stored_zero
 from .rows import Rows
@@ -58,11 +60,20 @@ def _conv(emitter: Emitter, kernel: IntegerSum) -> bool:
         spec = Pointwise(batch, height, width, channels, outputs, finish)
     else:
         spec = DirectConv(batch, height, width, channels, outputs, shape, call.groups, False, finish, bordered)
+        spec = _filtered(emitter, spec, arrays) or spec
     inputs = [kernel.source] if kernel.residual is None else [kernel.source, kernel.residual]
     packed = [emitter.values.packed(value) for value in inputs]
     value = emitter.product_kernel(kernel.result, spec, packed, arrays, emitter.integers)
     emitter.values.set_packed(kernel.result, value)
     return True
+
+
+def _filtered(emitter: Emitter, conv: DirectConv, arrays: list[Any]) -> IntegerWinograd | None:
+    """The Winograd kernel of a convolution where there is one that is exact and should be faster."""
+    weight, bias, factors, _, zero_point = arrays
+    assert emitter.integers is not None
+    ends = sum_ends(weight, bias, zero_point, emitter.integers.activation)
+    return winograd_integer_choice.instead_of(conv, emitter.integers, ends, factors)
 
 
 def _conv_transpose(emitter: Emitter, kernel: IntegerSum) -> bool:

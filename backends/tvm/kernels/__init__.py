@@ -31,6 +31,7 @@ from . import (
     transposed,
     weight_only,
     winograd,
+    winograd_integers,
 )
 from .activations import ACTIVATIONS
 from .attention import Attention
@@ -49,6 +50,7 @@ from .shapes import (
     GlobalMean,
     IntegerAdd,
     IntegerMul,
+    IntegerWinograd,
     Lookup,
     Pointwise,
     Pool,
@@ -79,6 +81,7 @@ FAMILIES: dict[type, Any] = {
     WeightOnlyDense: weight_only,
     DirectConv: direct,
     Winograd: winograd,
+    IntegerWinograd: winograd_integers,
     TransposedConv: transposed,
     Depthwise: depthwise,
     ExpandDepthwise: expand_depthwise,
@@ -147,6 +150,7 @@ __all__ = [
     "GlobalMean",
     "IntegerAdd",
     "IntegerMul",
+    "IntegerWinograd",
     "LayerNorm",
     "Lookup",
     "Pointwise",

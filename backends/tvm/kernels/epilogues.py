@@ -59,3 +59,4 @@ class Dequantize:
 
 Finish = Epilogue | Requantize | Dequantize
 NO_EPILOGUE = Epilogue()  # values are stored as they are
+REQUANTIZE = Requantize()

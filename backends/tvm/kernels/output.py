@@ -77,7 +77,7 @@ class Output:
             self.target.store(offsets[0], stored, size)
             return
         for i, offset in enumerate(offsets):
-            self.target.store(offset, T.Shuffle([stored], list(range(i * size, (i + 1) * size))), size)
+            self.target.store(offset, _piece(stored, i, size, len(values) * self.lanes, self.target.dtype), size)
 
     def _finish(self, value: Vector, channel: Index, residual: Vector | None) -> Vector:
         if isinstance(self.epilogue, Epilogue):
@@ -106,3 +106,14 @@ class Output:
         for lane in range(used):
             added.set_lane(lane, residual.scalar(offset + lane))
         return added.value
+
+
+WORD = 4  # bytes that a lane of int32 holds
+
+
+def _piece(stored: Vector, number: int, size: int, count: int, dtype: str) -> Vector:
+    """Bytes number * size and on of `count`. A single word is read as one lane: LLVM would take it apart by bytes."""
+    if size > WORD:
+        return T.Shuffle([stored], list(range(number * size, (number + 1) * size)))
+    words = T.reinterpret(stored, dtype=f"int32x{count // WORD}")
+    return T.reinterpret(T.Shuffle([words], [number]), dtype=f"{dtype}x{WORD}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .epilogues import NO_EPILOGUE, Epilogue, Finish, check_word
+from .epilogues import NO_EPILOGUE, REQUANTIZE, Epilogue, Finish, Requantize, check_word
 
 
 def round_up(n: int, multiple: int) -> int:
@@ -147,6 +147,22 @@ class Winograd:
 
 
 @dataclass(frozen=True)
+class IntegerWinograd:
+    """A 3x3 convolution of one group and a stride of 1 in integers, 4 x 4 and 3 x 3 outputs at a time.
+
+    padding: (top, bottom, left, right) in pixels. What its weights prove of its sums is in `winograd_integer_choice`.
+    """
+
+    batch: int | None
+    height: int
+    width: int
+    in_channels: int
+    out_channels: int
+    padding: tuple[int, int, int, int]
+    epilogue: Requantize = REQUANTIZE
+
+
+@dataclass(frozen=True)
 class Depthwise(Map):
     """A depthwise convolution with channel multiplier 1. `bordered` as in DirectConv."""
 
@@ -256,7 +272,7 @@ class ToPlain(Map):
 
 
 Spec = (
-    Pointwise | Dense | DirectConv | Winograd | TransposedConv | Depthwise | ExpandDepthwise
+    Pointwise | Dense | DirectConv | Winograd | IntegerWinograd | TransposedConv | Depthwise | ExpandDepthwise
     | GlobalMean | Pool | Binary | Unary | ToPacked | ToPlain
     | IntegerAdd | IntegerMul | Lookup | ToIntegers | ToFloat
 )  # fmt: skip

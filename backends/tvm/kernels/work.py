@@ -9,9 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from .shapes import Dense, Depthwise, DirectConv, ExpandDepthwise, Pointwise, Shape, Signature, TransposedConv, Winograd
+from . import winograd_integer_plan, winograd_plan
+from .shapes import (
+    Dense,
+    Depthwise,
+    DirectConv,
+    ExpandDepthwise,
+    IntegerWinograd,
+    Pointwise,
+    Shape,
+    Signature,
+    TransposedConv,
+    Winograd,
+)
 from .weight_only import WeightOnlyDense
-from .winograd_plan import output_of
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,13 @@ def _direct(spec: DirectConv, batch: int) -> int:
 
 
 def _winograd(spec: Winograd, batch: int) -> int:
-    return (spec.batch or batch) * prod(output_of(spec)) * spec.out_channels * spec.in_channels * spec.kernel**2
+    pixels = prod(winograd_plan.output_of(spec))
+    return (spec.batch or batch) * pixels * spec.out_channels * spec.in_channels * spec.kernel**2
+
+
+def _integer_winograd(spec: IntegerWinograd, batch: int) -> int:
+    pixels = prod(winograd_integer_plan.output_of(spec))
+    return (spec.batch or batch) * pixels * spec.out_channels * spec.in_channels * 9
 
 
 def _transposed(spec: TransposedConv, batch: int) -> int:
@@ -67,6 +84,7 @@ def _dense(spec: Dense | WeightOnlyDense, batch: int) -> int:
 _MACS: dict[type, Callable[[Any, int], int]] = {
     DirectConv: _direct,
     Winograd: _winograd,
+    IntegerWinograd: _integer_winograd,
     TransposedConv: _transposed,
     Pointwise: _pointwise,
     Depthwise: _depthwise,

@@ -1,0 +1,58 @@
+"""A map of bytes with its padding around it: tiles are then read without asking where they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ..arithmetic.tir import T
+from .builder import Index, Kernel, View
+
+WIDE = 16  # bytes that are copied at a time
+
+
+@dataclass(frozen=True)
+class Border:
+    """height, width: of the map; pitch: bytes of a pixel; padding: (top, bottom, left, right) in pixels, whose bytes
+    are `filler`."""
+
+    kernel: Kernel
+    height: int
+    width: int
+    pitch: int
+    padding: tuple[int, int, int, int]
+    filler: Any
+
+    @property
+    def line(self) -> int:
+        """Bytes of a row with its padding."""
+        return (self.padding[2] + self.width + self.padding[3]) * self.pitch
+
+    def copy_row(self, source: View, row: Index, to: View, start: Index) -> None:
+        """Row number `row`, counted with the padding, of a map to `start`."""
+        top, bottom, left, right = self.padding
+        line, bytes_read = row - top, self.width * self.pitch
+        inside = T.And(line >= 0, line < self.height) if top or bottom else True
+        with self.kernel.when(inside):
+            self._fill(to, start, left * self.pitch)
+            first = start + left * self.pitch
+            for at, lanes in self._runs(bytes_read):
+                to.store(first + at, source.vector(line * bytes_read + at, lanes), lanes)
+            self._fill(to, first + bytes_read, right * self.pitch)
+        if inside is not True:
+            with self.kernel.when(T.Not(inside)):
+                self._fill(to, start, self.line)
+
+    def _fill(self, to: View, start: Index, count: int) -> None:
+        for at, lanes in self._runs(count):
+            to.store(start + at, T.broadcast(self.filler, lanes), lanes)
+
+    def _runs(self, count: int) -> Iterator[tuple[Index, int]]:
+        """(first byte, how many) of the vectors of a run; pixels are whole vectors of four bytes or more."""
+        whole, rest = divmod(count, WIDE)
+        if whole:
+            with self.kernel.loop(whole) as i:
+                yield i * WIDE, WIDE
+        for at in range(whole * WIDE, whole * WIDE + rest, 4):
+            yield at, 4

@@ -1,0 +1,133 @@
+"""What Winograd in integers does to a block of tiles: transform its input, multiply, transform the products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import NamedTuple
+
+from ..arithmetic import Integers
+from ..arithmetic.arm_words import words
+from .builder import Index, Kernel, View
+from .microkernel import Accumulators, Ahead, halved
+from .output import Output
+from .shapes import IntegerWinograd, round_up
+from .tile import segments
+from .winograd_integer_plan import Block, Group, Plan, Region
+from .winograd_integer_transforms import PLACES, Lanes, gather_line, spread_line, sums
+
+
+class Spot(NamedTuple):
+    """A tile of a region: its image in the block, its line and column among the region's tiles."""
+
+    image: Index
+    line: Index
+    column: Index
+
+
+class Patch(NamedTuple):
+    """A register tile of products: its first tile and how many; its first vector in a share and how many."""
+
+    tile: Index
+    tiles: int
+    vector: Index
+    vectors: int
+
+
+@dataclass(frozen=True)
+class Share:
+    """Vectors of outputs that are computed together, and the planes of their products. pitch: elements from one tile to
+    the next."""
+
+    first: Index
+    vectors: int
+    pitch: int
+    products: View
+
+
+@dataclass(frozen=True)
+class Steps:
+    """source: the block's input with its padding, from element `start` on; line: elements of one of its rows; spread:
+    its planes of transformed input."""
+
+    kernel: Kernel
+    arithmetic: Integers
+    spec: IntegerWinograd
+    plan: Plan
+    block: Block
+    source: View
+    start: Index
+    line: int
+    spread: View
+
+    def spread_tile(self, region: Region, spot: Spot) -> None:
+        """The input of a tile, transformed, at every place that it has: eight channels at a time, or four."""
+        p, (tall, wide) = self.plan, region.size
+        lanes = 2 * p.lanes if p.pitch_in % (2 * p.lanes) == 0 else p.lanes
+        row, column = region.row + spot.line * tall, region.column + spot.column * wide
+        first = self.start + (spot.image * (self.block.rows + 2) + row) * self.line + column * p.pitch_in
+        mine = self.number(region, spot) * p.depth
+        with self.kernel.loop(p.pitch_in // lanes) as vector:
+
+            def read(i: int, j: int) -> Lanes:
+                value = self.source.vector(first + i * self.line + j * p.pitch_in + vector * lanes, lanes)
+                return Lanes(self.kernel, value.astype(f"int16x{lanes}"), lanes, "int16")
+
+            columns = [spread_line([read(i, j) for i in range(tall + 2)]) for j in range(wide + 2)]
+            for i, line in zip(PLACES[tall], zip(*columns, strict=True), strict=True):
+                for j, value in zip(PLACES[wide], spread_line(line), strict=True):
+                    plane = p.places.index((i, j)) * p.plane(self.block.tiles, p.depth)
+                    self.spread.store(plane + mine + vector * lanes, value.value, lanes)
+
+    def multiply(self, share: Share, weights: View, starts: View) -> None:
+        """A matrix product for each place: tiles x input channels by input x output channels."""
+        tile = self.plan.tile
+        for group in self.block.groups:
+            cuts = list(product(segments(share.vectors, tile.vectors), segments(group.tiles, tile.pixels)))
+            with self.kernel.loop(group.places) as place:
+                for panels, rows in cuts:
+                    with self.kernel.grid(panels.count, rows.count) as (panel, number):
+                        first, vector = rows.start + number * rows.size, panels.start + panel * panels.size
+                        patch = Patch(group.first + first, rows.size, vector, panels.size)
+                        self.multiply_patch(share, group, group.number + place, patch, weights, starts)
+
+    def multiply_patch(
+        self, share: Share, group: Group, place: Index, patch: Patch, weights: View, starts: View
+    ) -> None:
+        """One register tile at a place."""
+        p, how, depth = self.plan, words(self.arithmetic), self.spec.in_channels
+        lanes, channel = p.lanes, (share.first + patch.vector) * p.lanes
+        sums = Accumulators(self.kernel, how, patch.tiles, patch.vectors)
+        sums.start(starts, self.kernel.select(place == p.one, p.pitch_out, 0) + channel)
+        here = (place * p.pitch_out + channel) * depth
+        ahead = None
+        if patch.tiles == p.tile.pixels:
+            rows, number = round_up(group.tiles, patch.tiles) // patch.tiles, (patch.tile - group.first) // patch.tiles
+            ahead = Ahead.plan(how, here + depth * patch.vectors * lanes, depth, patch.vectors, rows, number)
+        first = place * p.plane(self.block.tiles, p.depth) + patch.tile * p.depth
+        sums.accumulate(self.spread, [first + i * p.depth for i in range(patch.tiles)], weights, here, depth, ahead)
+        target = place * p.plane(self.block.tiles, share.pitch) + patch.tile * share.pitch + patch.vector * lanes
+        sums.finish(lambda i, v, value: share.products.store(target + i * share.pitch + v * lanes, value, lanes))
+
+    def gather_tile(self, share: Share, region: Region, spot: Spot, output: Output, row: Index) -> None:
+        """The products of a tile transformed to its outputs, finished and stored. row: the first of the block."""
+        p, lanes, (tall, wide) = self.plan, self.plan.lanes, region.size
+        top, left = row + region.row + spot.line * tall, region.column + spot.column * wide
+        with self.kernel.loop(share.vectors) as vector:
+            start, channel = self.number(region, spot) * share.pitch + vector * lanes, (share.first + vector) * lanes
+
+            def read(i: int, j: int) -> Lanes:
+                plane = p.places.index((i, j)) * p.plane(self.block.tiles, share.pitch)
+                return Lanes(self.kernel, share.products.vector(plane + start, lanes), lanes, "int32")
+
+            columns = [gather_line([read(i, j) for i in PLACES[tall]]) for j in PLACES[wide]]
+            for i, line in enumerate(zip(*columns, strict=True)):
+                values = [sums(value, lanes) for value in gather_line(line)]
+                pixel = ((top + i) * p.out_width + left) * p.pitch_out + channel
+                for j, count in halved(wide, output.together):
+                    offsets = [pixel + (j + n) * p.pitch_out for n in range(count)]
+                    output.write_runs(offsets, values[j : j + count], [channel] * count)
+
+    def number(self, region: Region, spot: Spot) -> Index:
+        """Of a tile in its block."""
+        return region.first + (spot.image * region.down + spot.line) * region.across + spot.column

@@ -1,0 +1,169 @@
+"""3x3 convolutions of bytes by Winograd's minimal filtering, exact: the sums of the integer contract, bit for bit.
+
+Inputs and weights are transformed to int16 (`winograd_integer_transforms`), products are summed modulo 2**32, and their
+transform is 900 times the sums of the convolution, of which 225 is divided out modulo 2**32. What is left fits where a
+sum is below 2**29, which its weights must prove. A quarter of the products of a direct kernel, at half its rate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..arithmetic import Integers
+from ..arithmetic.arm_words import words
+from . import packing, product_weights
+from .builder import Index, Kernel, View
+from .output import Output
+from .requantize import Constant
+from .shapes import IntegerWinograd, Signature
+from .tile import is_parallel
+from .winograd_border import Border
+from .winograd_integer_plan import Block, Plan, plan
+from .winograd_integer_steps import Share, Spot, Steps
+from .winograd_integer_transforms import BITS, OF_BIAS, weights
+
+
+def signature(spec: IntegerWinograd, arithmetic: Integers) -> Signature:
+    p = plan(spec, arithmetic)
+    source = (spec.batch, spec.height, spec.width, p.pitch_in)
+    output = (spec.batch, p.out_height, p.out_width, p.pitch_out)
+    packed = ((len(p.places) * spec.in_channels * p.pitch_out,), "int16"), ((2 * p.pitch_out,), "int32")
+    return product_weights.signature(spec.epilogue, arithmetic, source, output, packed, p.pitch_out)
+
+
+def pack(
+    spec: IntegerWinograd,
+    arithmetic: Integers,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    multiplier: np.ndarray,
+    constants: np.ndarray,
+    zero_point: int,
+) -> list[np.ndarray]:
+    """weight [out, in, 3, 3] -> transformed panels of each place; what sums begin with; what the epilogue reads.
+
+    Sums begin with zeros, at one place with the bias, which holds the zero point's part as in `product_weights`:
+    padding is filled with it. Multipliers undo the power of two that is left in the sums, exactly.
+    """
+    p, each = plan(spec, arithmetic), plan(spec, arithmetic).pitch_out // plan(spec, arithmetic).parts
+    placed, panels = weights(weight), []
+    for i, j in p.places:
+        matrix = np.zeros((p.pitch_out, spec.in_channels), np.int16)
+        matrix[: spec.out_channels] = placed[i, j]
+        for first in range(0, p.pitch_out, each):
+            panels.append(packing.panels(matrix[first : first + each], words(arithmetic), p.tile.vectors))
+    own = np.zeros(spec.out_channels, np.int64) if bias is None else np.asarray(bias, np.int64).reshape(-1)
+    corrected = OF_BIAS * (own - zero_point * np.asarray(weight).sum((1, 2, 3), dtype=np.int64))
+    start = packing.lanes_of(corrected.astype(np.int32), spec.out_channels, p.lanes, "int32")
+    numbers = constants.copy()
+    numbers[Constant.ZERO_OWN] = zero_point
+    factors = np.ldexp(np.asarray(multiplier, np.float32), -BITS)
+    return [
+        np.concatenate(panels),
+        np.concatenate([np.zeros_like(start), start]),
+        *product_weights.finishing(spec.epilogue, arithmetic, spec.out_channels, factors, numbers),
+    ]
+
+
+def describe(spec: IntegerWinograd, arithmetic: Integers) -> str:
+    tile = plan(spec, arithmetic).tile
+    sizes = "4x4 of 3x3 in int16"
+    return f"winograd {sizes}, tile {tile.pixels} pixels x {tile.vectors} vectors of {arithmetic.lanes}"
+
+
+def prim_func(spec: IntegerWinograd, arithmetic: Integers) -> Any:
+    with Kernel() as kernel:
+        given = kernel.parameters(signature(spec, arithmetic))
+        output = product_weights.output_of(kernel, arithmetic, spec.epilogue, given, taken=2)
+        assert output.constants is not None
+        p, source = plan(spec, arithmetic), given.sources[0]
+        zero = output.constants.scalar(int(Constant.ZERO_OWN)).astype(arithmetic.activation)
+        border = Border(kernel, spec.height, spec.width, p.pitch_in, spec.padding, zero)
+        packed, starts = given.weights[:2]
+        nest = _Nest(kernel, arithmetic, spec, p, source, border, packed, starts, output)
+        batch = spec.batch or given.batch
+        if p.heavy:
+            nest.emit_parts(batch)
+        else:
+            nest.emit_strips(batch)
+    return kernel.prim_func
+
+
+@dataclass(frozen=True)
+class _Nest:
+    """The loops around the steps of a block."""
+
+    kernel: Kernel
+    arithmetic: Integers
+    spec: IntegerWinograd
+    plan: Plan
+    source: View
+    border: Border
+    weights: View
+    starts: View
+    output: Output
+
+    def emit_strips(self, batch: Index) -> None:
+        """Blocks of lines of tiles, shared out among the threads."""
+        p = self.plan
+        for block in p.blocks:
+            with self.kernel.grid(batch, block.count, parallel=self.parallel) as (image, number):
+                row = block.row + number * block.rows
+                steps = self.steps(block, *self.bordered(image, 1, row, block.rows + 2, parallel=False))
+                share = self.share(block, 0, p.pitch_out // p.lanes)
+                for region in block.regions:
+                    with self.kernel.grid(region.down, region.across) as (line, column):
+                        steps.spread_tile(region, Spot(0, line, column))
+                steps.multiply(share, self.weights, self.starts)
+                for region in block.regions:
+                    with self.kernel.grid(region.down, region.across) as (line, column):
+                        steps.gather_tile(share, region, Spot(0, line, column), self.output.at(image), row)
+
+    def emit_parts(self, batch: Index) -> None:
+        """All tiles of some images, then the outputs in parts, so that each core reads its part of the weights only."""
+        p, (block,) = self.plan, self.plan.blocks
+        vectors = p.pitch_out // p.lanes // p.parts
+        blocks = batch if self.spec.batch is None else self.spec.batch // p.images
+        with self.kernel.loop(blocks) as number:
+            image = number * p.images
+            steps = self.steps(block, *self.bordered(image, p.images, 0, block.rows + 2, parallel=self.parallel))
+            for region in block.regions:
+                extents = p.images, region.down, region.across
+                with self.kernel.grid(*extents, parallel=self.parallel) as (inside, line, column):
+                    steps.spread_tile(region, Spot(inside, line, column))
+            with self.kernel.grid(p.parts, parallel=self.parallel) as (part,):
+                share = self.share(block, part * vectors, vectors)
+                steps.multiply(share, self.weights, self.starts)
+                for region in block.regions:
+                    with self.kernel.grid(p.images, region.down, region.across) as (inside, line, column):
+                        output = self.output.at(image + inside)
+                        steps.gather_tile(share, region, Spot(inside, line, column), output, 0)
+
+    @property
+    def parallel(self) -> bool:
+        """Whether threads share the work."""
+        return is_parallel(self.arithmetic, (self.spec.batch or 1) * self.plan.products(self.spec))
+
+    def steps(self, block: Block, source: View, start: Index) -> Steps:
+        """Those of a block, with memory for its transformed input."""
+        p = self.plan
+        spread = self.kernel.workspace(len(p.places) * p.plane(block.tiles, p.depth), "int16")
+        return Steps(self.kernel, self.arithmetic, self.spec, p, block, source, start, self.border.line, spread)
+
+    def share(self, block: Block, first: Index, vectors: int) -> Share:
+        """Vectors of outputs from number `first` on, with memory for their products."""
+        p, pitch = self.plan, vectors * self.plan.lanes
+        return Share(first, vectors, pitch, self.kernel.workspace(len(p.places) * p.plane(block.tiles, pitch), "int32"))
+
+    def bordered(self, image: Index, images: int, row: Index, rows: int, *, parallel: bool) -> tuple[View, Index]:
+        """(view, first element) of rows of the input, counted with the padding: a copy where there is padding."""
+        if not any(self.spec.padding):
+            return self.source.at(image), row * self.border.line
+        to = self.kernel.workspace(images * rows * self.border.line, self.source.dtype)
+        with self.kernel.grid(images, rows, parallel=parallel) as (inside, line):
+            source = self.source.at(image + inside)
+            self.border.copy_row(source, row + line, to, (inside * rows + line) * self.border.line)
+        return to, 0

@@ -1,0 +1,260 @@
+"""Winograd convolutions of bytes against int64 arithmetic, and where they are chosen: equal, not close."""
+
+import re
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+import tvm
+from integer_arithmetic import conv, requantize
+
+from planish.backends.target import Target
+from planish.backends.tvm.arithmetic import Sdot, Smull, Vmull
+from planish.backends.tvm.build import tvm_target
+from planish.backends.tvm.emit.integer_bounds import sum_ends
+from planish.backends.tvm.kernels import (
+    Addition,
+    Dequantize,
+    DirectConv,
+    IntegerWinograd,
+    Requantize,
+    StoredGrid,
+    Window,
+    constants,
+    prim_func,
+)
+from planish.backends.tvm.kernels.winograd_integer_choice import instead_of
+from planish.backends.tvm.kernels.winograd_integer_plan import plan
+from planish.backends.tvm.kernels.winograd_integer_transforms import (
+    LARGEST_SUM,
+    PLACES,
+    SCALE,
+    WEIGHT,
+    gather_line,
+    spread_line,
+)
+
+from .assembly import innermost_loops, vector_stores
+from .conftest import Runner
+
+AROUND = (1, 1, 1, 1)
+
+
+@dataclass(frozen=True)
+class Portable(Smull):
+    """Smull, with the storing of 32-bit ARM, which needs no intrinsics of ARM: the kernels run on this processor."""
+
+    held = Vmull.held
+
+
+@pytest.fixture
+def arm(widest) -> Runner:
+    return Runner(replace(widest.machine, arithmetic=Portable(4, 32)))
+
+
+# batch, height, width, in, out, padding
+CASES = {
+    "tiles of four and of three": (1, 7, 7, 64, 64, AROUND),
+    "several register tiles, images share a block": (2, 14, 14, 16, 64, AROUND),
+    "strips": (1, 24, 20, 8, 8, AROUND),
+    "strips of both sizes, odd channels": (2, 30, 22, 5, 7, AROUND),
+    "tiles of three only": (1, 6, 9, 21, 41, AROUND),
+    "no padding": (1, 10, 12, 16, 36, (0, 0, 0, 0)),
+    "no padding, strips": (1, 30, 20, 20, 12, (0, 0, 0, 0)),
+    "one-sided padding": (1, 7, 10, 12, 24, (0, 2, 2, 0)),
+    "one tile": (3, 3, 4, 12, 8, AROUND),
+    "batch known at run time": (None, 7, 8, 16, 40, AROUND),
+    "strips, batch known at run time": (None, 16, 16, 12, 8, AROUND),
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution's operands and the bytes that they give. extreme: everything at the ends, sums as large as they
+    get."""
+
+    spec: IntegerWinograd
+    x: torch.Tensor
+    weight: np.ndarray
+    bias: np.ndarray
+    factors: np.ndarray
+    numbers: np.ndarray
+    zero_point: int
+    other: torch.Tensor | None
+    sums: np.ndarray
+    wanted: np.ndarray
+
+    @staticmethod
+    def of(extents: tuple, *, extreme: bool = False, added: bool = False, zero_point: int = -128) -> "Layer":
+        batch, height, width, inputs, outputs, (top, bottom, left, right) = extents
+        generator, images = np.random.default_rng(3), batch or 2
+
+        def drawn(ends: tuple[int, int], *shape: int) -> np.ndarray:
+            low, high = ends
+            values = generator.choice([low, high], shape) if extreme else generator.integers(low, high + 1, shape)
+            return values.astype(np.int8)
+
+        x, weight = drawn((-128, 127), images, inputs, height, width), drawn((-127, 127), outputs, inputs, 3, 3)
+        if extreme:
+            x[0, :, : height // 2 + 1], weight[0], weight[-1] = 127, 127, -127
+        bias = generator.integers(-(2**20), 2**20, outputs).astype(np.int32)
+        factors = (generator.uniform(0.2, 2, outputs) / (2400 * (9 * inputs) ** 0.5)).astype(np.float32)
+        if extreme:
+            factors[[0, -1]] = 100 / (127 * 255 * 9 * inputs)
+        grid, last = StoredGrid(5, -125, 125), StoredGrid(-3, -127, 126)
+        addition = Addition(7042 / 8192, 5000 / 8192, 9, last) if added else None
+        centered = np.pad(x.astype(np.int64) - zero_point, ((0, 0), (0, 0), (top, bottom), (left, right)))
+        sums = conv(centered, weight, bias, (1, 1), (0, 0), (1, 1), 1)
+        wanted = requantize(sums, factors.reshape(-1, 1, 1), grid.zero_point, grid.low, grid.high)
+        other = torch.from_numpy(drawn((-128, 127), *wanted.shape)) if added else None
+        if addition is not None and other is not None:
+            own = (wanted - grid.zero_point) * addition.factor
+            total = own + (other.numpy().astype(np.int64) - addition.zero_other) * addition.factor_other
+            wanted = np.clip(np.rint(total) + last.zero_point, last.low, last.high)
+        spec = IntegerWinograd(*extents, Requantize("after" if added else None))
+        numbers = constants(grid, addition)
+        return Layer(spec, torch.from_numpy(x), weight, bias, factors, numbers, zero_point, other, sums, wanted)
+
+    def check(self, runner: Runner) -> None:
+        operands = self.weight, self.bias, self.factors, self.numbers, self.zero_point
+        got = runner.images(self.spec, self.x, *operands, residual=self.other)
+        np.testing.assert_array_equal(got.numpy(), self.wanted)
+
+
+@pytest.mark.parametrize("extreme", [False, True], ids=["random", "extreme"])
+@pytest.mark.parametrize("case", CASES)
+def test_bytes_are_those_of_the_contract(arm, case, extreme):
+    layer = Layer.of(CASES[case], extreme=extreme, zero_point=-128 if extreme else 11)
+    wraps_around = np.abs(layer.sums).max() * SCALE > 2**31  # in the transform of the products
+    assert wraps_around or not extreme or layer.spec.in_channels < 16
+    layer.check(arm)
+
+
+def test_an_addition_behind_it(arm):
+    Layer.of(CASES["tiles of four and of three"], added=True).check(arm)
+
+
+def test_the_largest_sums(arm):
+    """Biases take them to the ends of what fits: sums beyond it would come out wrong."""
+    layer = Layer.of((1, 6, 6, 8, 8, AROUND))
+    room = LARGEST_SUM - np.abs(layer.sums).max() - 2**20
+    bias = np.where(np.arange(8) % 2, room, -room).astype(np.int32)
+    sums = layer.sums + (bias.astype(np.int64) - layer.bias).reshape(-1, 1, 1)
+    assert LARGEST_SUM * 0.99 < np.abs(sums).max() <= LARGEST_SUM
+    factors = np.full(8, 120 / LARGEST_SUM, np.float32)
+    wanted = requantize(sums, factors.reshape(-1, 1, 1), 5, -125, 125)
+    replace(layer, bias=bias, factors=factors, sums=sums, wanted=wanted).check(arm)
+
+
+@pytest.mark.parametrize(
+    ("extents", "parts"),
+    [((1, 7, 7, 64, 64, AROUND), 4), ((1, 8, 8, 32, 40, AROUND), 2), ((1, 24, 20, 32, 28, AROUND), 1)],
+)
+def test_parts_and_blocks_give_the_same_bytes(arm, extents, parts):
+    layer = Layer.of(extents)
+    cut = Portable(4, 32, 4)
+    assert plan(layer.spec, cut).parts == parts
+    layer.check(Runner(replace(arm.machine, arithmetic=cut)))
+
+
+@pytest.mark.parametrize("size", PLACES)
+def test_transforms_filter_exactly_within_their_ranges(size):
+    """As whole numbers of Python: transformed, multiplied and transformed back they are 30 times the correlation."""
+    generator = np.random.default_rng(0)
+    d, g = (generator.integers(-99, 99, n).tolist() for n in (size + 2, 3))
+    weights = [sum(int(w) * tap for w, tap in zip(WEIGHT[place], g, strict=True)) for place in PLACES[size]]
+    products = [w * value for w, value in zip(weights, spread_line(d), strict=True)]
+    assert gather_line(products) == [30 * sum(d[i + j] * g[j] for j in range(3)) for i in range(size)]
+    # The largest of a line is the sum of its coefficients' magnitudes; lines of both directions multiply.
+    rows = np.array([spread_line([int(i == j) for i in range(size + 2)]) for j in range(size + 2)])
+    largest = np.abs(rows).sum(0).max()
+    assert largest * 14 * 128 < 2**15 and largest <= 14 and (np.abs(WEIGHT).sum(1).max() ** 2) * 128 < 2**15
+
+
+@cache
+def code(board: str) -> tuple[str, str]:
+    """(assembly, LLVM's own text) of a kernel on a board."""
+    target = Target.get(board)
+    arithmetic = {"raspberry-pi-4": Smull(4, 32), "raspberry-pi-2": Vmull(4, 16)}[board]
+    made = prim_func(IntegerWinograd(1, 16, 16, 64, 32, AROUND, Requantize()), arithmetic)
+    module = tvm.compile(made.with_attr("global_symbol", "kernel"), tvm_target(target)).mod
+    return module.inspect_source("asm"), module.inspect_source("ll")
+
+
+@pytest.mark.parametrize(
+    ("board", "product"),
+    [("raspberry-pi-4", r"smlal2?\s+v\d+\.4s.*\.h\["), ("raspberry-pi-2", r"vmlal\.s16\s+q\d+.*\[")],
+)
+def test_products_stay_in_registers(board, product):
+    """By element, with no other vector instruction but loads; LLVM would spread activations in other ways."""
+    loops = [loop for loop in innermost_loops(code(board)[0]) if any(re.search(product, line) for line in loop)]
+    assert loops
+    for loop in loops:
+        count = sum(bool(re.search(product, line)) for line in loop)
+        assert count >= 32 and vector_stores(loop) == 0 and len(loop) < 1.75 * count
+
+
+@pytest.mark.parametrize("board", ["raspberry-pi-4", "raspberry-pi-2"])
+def test_sums_may_wrap_around(board):
+    """LLVM is not told that vectors of int32 never overflow, but for the products of int16, which do not."""
+    text = code(board)[1]
+    assert "@llvm.vp.add.v4i32" in text and not re.search(r"\b(?:add|sub|shl) n[us]w <4 x i32>", text)
+
+
+SAME = Window((3, 3), padding=AROUND)
+CONV = DirectConv(1, 14, 14, 256, 256, SAME, epilogue=Requantize())
+ENDS, FACTORS = np.array([[-(2**28)], [2**28]]), np.array([1e-3, 0.0], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("conv", "one_core", "four_cores"),
+    [
+        (DirectConv(1, 56, 56, 64, 64, SAME, epilogue=Requantize()), True, True),
+        (CONV, True, True),
+        (DirectConv(1, 7, 7, 512, 512, SAME, epilogue=Requantize()), True, False),  # weights take longer than products
+        (DirectConv(1, 112, 112, 8, 8, SAME, epilogue=Requantize()), False, False),  # transforms take longer
+    ],
+)
+def test_choice(conv, one_core, four_cores):
+    for cores, chosen in ((1, one_core), (4, four_cores)):
+        found = instead_of(conv, Smull(4, 32, cores), ENDS, FACTORS)
+        assert found == (IntegerWinograd(*_extents(conv), AROUND, Requantize()) if chosen else None)
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        replace(CONV, window=Window((3, 3), (2, 2), AROUND)),
+        replace(CONV, window=Window((3, 3), (1, 1), (2, 2, 2, 2), (2, 2))),
+        replace(CONV, window=Window((5, 5), (1, 1), (2, 2, 2, 2))),
+        replace(CONV, groups=2),
+        replace(CONV, image=True),
+        replace(CONV, epilogue=Dequantize()),
+        replace(CONV, height=5),  # no whole tiles
+        replace(CONV, width=2),
+    ],
+    ids=["stride", "dilation", "window", "groups", "image", "floats", "five rows", "two columns"],
+)
+def test_others_stay_direct(conv):
+    assert instead_of(conv, Smull(4, 32), ENDS, FACTORS) is None
+
+
+def test_only_what_is_exact():
+    """A layer whose weights allow larger sums, or whose multiplier has no exact quarter, stays direct."""
+    assert instead_of(CONV, Smull(4, 32), ENDS, FACTORS)
+    assert instead_of(CONV, Smull(4, 32), ENDS * 2, FACTORS) is None
+    assert instead_of(CONV, Smull(4, 32), ENDS, np.array([1e-3, 1e-38], np.float32)) is None
+    weight = np.full((1, 1841, 3, 3), 127, np.int8)
+    largest = np.abs(sum_ends(weight, np.zeros(1), -128, "int8")).max()
+    assert largest <= LARGEST_SUM < largest * 1842 / 1841  # what 2**29 means for the widest layer
+
+
+def test_only_where_it_is_faster():
+    assert instead_of(CONV, Sdot(4, 32), ENDS, FACTORS) is None
+    assert instead_of(CONV, Vmull(4, 16), ENDS, FACTORS)
+
+
+def _extents(conv: DirectConv) -> tuple:
+    return conv.batch, conv.height, conv.width, conv.in_channels, conv.out_channels
