@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from example_graphs import made_once
 from torch import nn
 
 import planish
@@ -28,9 +29,14 @@ class Model(nn.Module):
 LINE = Model.forward.__code__.co_firstlineno
 
 
+@made_once
+def captured() -> planish.Graph:
+    return planish.capture(Model(), torch.randn(2, 4))
+
+
 @pytest.fixture
 def graph():
-    return planish.capture(Model(), torch.randn(2, 4))
+    return captured()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -189,7 +195,7 @@ def test_nan_in_a_weight_is_refused_before_anything_runs(graph):
 
 def test_fuel_bisects_to_the_first_wrong_rewrite(graph):
     """With n units of fuel exactly the first n rewrites happen, across passes."""
-    x = torch.randn(5, 4)
+    x = 4 * torch.randn(5, 4)
     reference = graph(x)
     outputs = [Pipeline.parse("relu-to-tanh").run(graph, Context(fuel=Fuel(amount))).graph(x) for amount in range(4)]
     assert torch.equal(outputs[0], reference)

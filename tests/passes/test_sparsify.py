@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from example_graphs import made_once
 from models import EXAMPLES
 from torch import nn
 from torch.nn.utils import prune
@@ -16,6 +17,7 @@ from torch.nn.utils import prune
 import planish
 from planish.ir.capture import capture
 from planish.ir.errors import UsageError, VerifyError
+from planish.ir.graph import Graph
 from planish.passes.base import Context, Fuel, wrap
 from planish.passes.pipeline import Pipeline
 from planish.passes.sparse_choice import IMPORTANCE, lowest
@@ -34,9 +36,10 @@ def resnet():
     return capture(EXAMPLES["resnet"][0](), torch.randn(2, 3, 32, 32))
 
 
-def sparsified(model, x, ctx=None, **options):
-    """(new graph, result) through a pipeline, which verifies."""
-    outcome = Pipeline([Sparsify(**options)]).run(capture(model, x), ctx)
+def sparsified(model, x=None, ctx=None, **options):
+    """(new graph, result) of a model with its input, or of a graph, through a pipeline, which verifies."""
+    graph = model if isinstance(model, Graph) else capture(model, x)
+    outcome = Pipeline([Sparsify(**options)]).run(graph, ctx)
     return outcome.graph, outcome.steps[0].result
 
 
@@ -222,7 +225,9 @@ class Declines(nn.Module):
         return self.head(self.stem(torch.einsum("btf,fg->btg", x, self.mix)))
 
 
-TOKENS = torch.zeros(2, 3, dtype=torch.long)
+@made_once
+def declines() -> Graph:
+    return capture(Declines(), torch.zeros(2, 3, dtype=torch.long))
 
 
 @pytest.mark.parametrize(
@@ -240,7 +245,7 @@ TOKENS = torch.zeros(2, 3, dtype=torch.long)
 )
 def test_it_declines(options, where, why):
     options = {"sparsity": 0.5, **options} if "pattern" not in options else options
-    graph, result = sparsified(Declines(), TOKENS, **options)
+    graph, result = sparsified(declines(), **options)
     (skip,) = [skip for skip in result.skipped if skip.where == where]
     assert re.fullmatch(why, skip.why)
     assert f"{where}.weight" not in zeros(graph)
@@ -253,7 +258,7 @@ def test_first_layers_stay():
     assert [(skip.where, skip.why) for skip in result.skipped] == [("stem.0", "it is a first layer")]
     assert "stem.0.weight" not in zeros(graph)
     # an embedding stands before the first product of a language model: that one is no first layer
-    _, result = sparsified(Declines(), TOKENS, sparsity=0.5, keep_first=True)
+    _, result = sparsified(declines(), sparsity=0.5, keep_first=True)
     assert "it is a first layer" not in [skip.why for skip in result.skipped]
 
 
@@ -299,7 +304,7 @@ def test_wrong_options(options, message):
 )
 def test_selectors_without_a_meaning(options, message):
     with pytest.raises(UsageError) as caught:
-        sparsified(Declines(), TOKENS, sparsity=0.5, **options)
+        sparsified(declines(), sparsity=0.5, **options)
     assert message in str(caught.value)
 
 

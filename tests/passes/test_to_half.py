@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from example_graphs import made_once
 from models import mobilenet, resnet
 from torch import nn
 from torch.nn import functional as F
@@ -36,8 +37,13 @@ class Net(nn.Module):
         return self.head(self.twice(y).mean(1)).softmax(-1)
 
 
+@made_once
+def net() -> Graph:
+    return capture(Net(), (X,))
+
+
 def run(model: nn.Module | None = None, x: torch.Tensor = X, text: str = "to-half", **context):
-    return Pipeline.parse(text).run(capture(model or Net(), (x,)), Context(**context))
+    return Pipeline.parse(text).run(capture(model, (x,)) if model else net(), Context(**context))
 
 
 def types(graph: Graph) -> dict[str, torch.dtype]:
@@ -152,7 +158,7 @@ def test_fuel_stops_between_layers():
         outcome = run(fuel=Fuel(amount))
         verify(outcome.graph)
         assert outcome.steps[0].result.changed == amount
-        assert torch.allclose(outcome.graph(X), capture(Net(), (X,))(X), atol=1e-2)
+        assert torch.allclose(outcome.graph(X), net()(X), atol=1e-2)
 
 
 def test_as_text():

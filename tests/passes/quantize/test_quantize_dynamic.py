@@ -2,6 +2,7 @@
 
 import warnings
 from collections import OrderedDict
+from functools import cache
 
 import pytest
 import torch
@@ -27,11 +28,18 @@ class Tagger(nn.Module):
         return self.head(self.lstm(x)[0])
 
 
-def tagger(**options) -> tuple[nn.Module, torch.Tensor, Graph]:
+@cache
+def _tagger(**options) -> tuple[nn.Module, torch.Tensor, Graph]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model, x = Tagger(**options).eval(), torch.randn(6, 9, 12)
     return model, x, capture(model, (x,))
+
+
+def tagger(**options) -> tuple[nn.Module, torch.Tensor, Graph]:
+    """A model, an input and a graph of one's own."""
+    model, x, graph = _tagger(**options)
+    return model, x, graph.copy()
 
 
 def run(text: str, graph: Graph, **options):

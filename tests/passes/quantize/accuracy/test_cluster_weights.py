@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from models import EXAMPLES
+from example_graphs import example_graph
 from torch import nn
 
 from planish.ir.capture import capture
@@ -50,8 +50,7 @@ def test_values_are_those_of_k_means(clusters):
 
 
 def test_zeros_stay_zeros_after_sparsify():
-    make, shape = EXAMPLES["resnet"]
-    graph = capture(make(), (torch.randn(2, *shape),))
+    graph = example_graph("resnet")
     outcome = Pipeline.parse("sparsify{sparsity=0.5}, cluster-weights{clusters=8}").run(graph)
     sparse = Pipeline.parse("sparsify{sparsity=0.5}").run(graph).graph
     assert outcome.steps[1].result.changed > 5

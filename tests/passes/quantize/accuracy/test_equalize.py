@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from example_graphs import example_graph
+from example_graphs import example_graph, made_once
 from models import EXAMPLES
 from torch import nn
 from torch.nn import functional
@@ -42,6 +42,7 @@ class Net(nn.Module):
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
+@made_once
 def graph_of(between, dtype=torch.float64):
     return capture(Net(between).to(dtype).eval(), (X.to(dtype),))
 

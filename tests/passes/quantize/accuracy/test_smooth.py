@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from example_graphs import made_once
 from torch import nn
 from torch.nn import functional
 
 from planish.ir.capture import capture
 from planish.ir.errors import UsageError, VerifyError
+from planish.ir.graph import Graph
 from planish.passes.base import Context, Fuel
 from planish.passes.pipeline import Pipeline
 from planish.passes.quantize.accuracy.smooth import Smooth
@@ -38,6 +40,11 @@ DATA = [X, 2 * X + 1]
 
 def graph_of(model):
     return capture(model.double().eval(), (X,))
+
+
+@made_once
+def block_graph(**options) -> Graph:
+    return graph_of(Block(**options))
 
 
 def smoothed(graph, data=DATA, **options):
@@ -78,7 +85,7 @@ MOVES = {
 
 @pytest.mark.parametrize("case", MOVES)
 def test_calls_that_move_values_are_passed(case):
-    graph = graph_of(Block(between=MOVES[case]))
+    graph = block_graph(between=MOVES[case])
     done, result = smoothed(graph)
     assert result.changed == 2, result.skipped
     torch.testing.assert_close(done(X), graph(X), rtol=1e-11, atol=1e-11)
@@ -149,15 +156,15 @@ def test_a_reader_that_is_missed_is_caught(monkeypatch):
     original = names["_readers"]
     monkeypatch.setitem(names, "_readers", lambda graph, norm: original(graph, norm)[:1])
     with pytest.raises(VerifyError, match="outputs moved"):
-        smoothed(graph_of(Block()))
+        smoothed(block_graph())
 
 
 def test_options_data_and_fuel():
     with pytest.raises(UsageError, match=r"'alpha' is 1\.5; expected 0 to 1"):
         Smooth(alpha=1.5)
     with pytest.raises(UsageError, match="no data was given"):
-        Pipeline([Smooth()]).run(graph_of(Block()), Context())
-    graph = graph_of(Block())
+        Pipeline([Smooth()]).run(block_graph(), Context())
+    graph = block_graph()
     done, result = smoothed(graph, fuel=1)
     assert result.changed == 1
     assert torch.equal(done.weights["norm2.weight"], graph.weights["norm2.weight"])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from example_graphs import made_once
 from lower_cases import random_data, settled
 from torch import nn
 
@@ -31,8 +32,13 @@ class Layers(nn.Module):
 X = random_data(2, 3, 6, 6)
 
 
+@made_once
+def layers() -> Graph:
+    return capture(settled(Layers), (X,))
+
+
 def run(text: str, model: nn.Module | None = None, x: torch.Tensor = X, **context):
-    return Pipeline.parse(text).run(capture(model or settled(Layers), (x,)), Context(**context))
+    return Pipeline.parse(text).run(capture(model, (x,)) if model else layers(), Context(**context))
 
 
 def fake_and_packed(options: str, calibrate: str = "calibrate{data=none}, ") -> tuple[Graph, Graph, dict]:

@@ -4,14 +4,15 @@ import re
 
 import pytest
 import torch
+from example_graphs import example_graph, made_once
 from lower_cases import Net, lower_net, ops, random_data, settled
-from models import resnet
 from torch import nn
 
 from planish.backends.target import Target
 from planish.ir import rewrite
 from planish.ir.capture import capture
 from planish.ir.errors import UsageError
+from planish.ir.graph import Graph
 from planish.ir.ops import arguments
 from planish.ir.verify import verify
 from planish.passes.base import Context
@@ -21,8 +22,13 @@ from planish.passes.quantize.lower.lower_integers import LowerIntegers
 WHOLE = "fold-batch-norm, insert-fake-quant{activations=target}, calibrate, lower-integers"
 
 
-def run(text: str, model: nn.Module | None = None, **context):
-    source = capture(model or settled(lambda: Net(chain)), (random_data(2, 4, 8, 8),))
+@made_once
+def chained() -> Graph:
+    return capture(settled(lambda: Net(chain)), (random_data(2, 4, 8, 8),))
+
+
+def run(text: str, model: nn.Module | Graph | None = None, **context):
+    source = capture(model, (random_data(2, 4, 8, 8),)) if model else chained()
     return Pipeline.parse(text).run(source, Context(**{"data": random_data(4, 4, 8, 8), **context}))
 
 
@@ -33,8 +39,7 @@ def chain(m, x):
 @pytest.mark.parametrize(("board", "dtype"), [("x86-64-v3", torch.uint8), ("raspberry-pi-4", torch.int8)])
 def test_the_target_decides_the_sign_of_activations(board, dtype):
     target = Target.get(board)
-    source = capture(resnet(), (random_data(2, 3, 16, 16),))
-    outcome = Pipeline.parse(WHOLE).run(source, Context(data=random_data(4, 3, 16, 16), target=target))
+    outcome = Pipeline.parse(WHOLE).run(example_graph("resnet"), Context(data=random_data(4, 3, 16, 16), target=target))
     assert str(Pipeline.parse(WHOLE)) == WHOLE
     stored = outcome.graph.calls("requantize", "quantize", "add_int8")
     assert {node.meta["val"].dtype for node in stored} == {dtype}
@@ -160,7 +165,7 @@ def test_an_op_that_is_kept_stays_in_float(op):
         return m.other(torch.sigmoid(y) if op == "sigmoid" else y.mean((2, 3), keepdim=True) + y)
 
     text = "insert-fake-quant{{{}}}, calibrate, lower-integers"
-    model = settled(lambda: Net(forward))
+    model = capture(settled(lambda: Net(forward)), (random_data(2, 4, 8, 8),))
     kept, whole = (run(text.format(options), model) for options in (f"keep=[{op}]", ""))
     form = {"add": "add_int8", "mul": "mul_int32", "sigmoid": "lookup_int8", "mean": "sum_int32"}[op]
     assert whole.graph.calls(form) and not whole.graph.calls(op)
