@@ -31,9 +31,10 @@ class Residual(nn.Module):
 
 
 @pytest.mark.parametrize("target", ["raspberry-pi-4", pytest.param("raspberry-pi-2", marks=QEMU_32)])
-@pytest.mark.parametrize("batch", [1, 2])
-def test_the_bytes_of_the_reference(target, batch):
-    """Calibrated on half of the input's range: the other half saturates."""
+@pytest.mark.parametrize(("batch", "filtered"), [(1, 2), (2, 3)])
+def test_the_bytes_of_the_reference(target, batch, filtered):
+    """Calibrated on half of the input's range: the other half saturates. One image does not pay for the weights of the
+    last layer, which four cores would wait for."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(batch, 3, 16, 20, generator=generator)
     with torch.random.fork_rng():
@@ -44,4 +45,4 @@ def test_the_bytes_of_the_reference(target, batch):
     compiled = planish.compile(graph, recipe="", batch=batch, target=target)
     assert torch.equal(compiled(x), graph(x))
     kernels = [layer["kernel"] for layer in compiled.report.layers]
-    assert sum("winograd" in kernel for kernel in kernels) == 3, kernels
+    assert sum("winograd" in kernel for kernel in kernels) == filtered, kernels
