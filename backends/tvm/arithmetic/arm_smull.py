@@ -52,7 +52,7 @@ class Smull(NeonIntegers):
                     pairs, first = T.reinterpret(whole[p], dtype="int16x8"), step // 2
                 else:
                     pairs, first = self.two_pairs(four_bytes(source, offset + step, steps - step)), 0
-                spread = [spread_lane(pairs, first + i, self.lanes) for i in range(2)]
+                spread = [self.spread(pairs, first + half, half) for half in range(2)]
                 for v in range(vectors):
                     total = accumulators[p][v]
                     total.value = self.add_products(total.value, spread, read[v])
@@ -61,10 +61,26 @@ class Smull(NeonIntegers):
         """int32 as a vector of 16 bits, of which the first two lanes count."""
         return T.reinterpret(four, dtype="int16x2")
 
+    def spread(self, pairs: Any, lane: int, half: int) -> Any:
+        """A pair of activations in every 16 bits of eight bytes, which are multiplied with one half of the weights.
+
+        For the upper half they are the upper half of a register too, behind a fence that keeps LLVM from spreading the
+        pair over eight bytes: smlal2 then takes both as they are.
+        """
+        if half == 0:
+            return spread_lane(pairs, lane, self.lanes)
+        whole = T.reinterpret(spread_lane(pairs, lane, 2 * self.lanes), dtype="float32x4")
+        fenced = T.call_llvm_pure_intrin("float32x4", "llvm.arithmetic.fence", whole)
+        return half_of(T.reinterpret(fenced, dtype="int8x16"), 1)
+
     def add_products(self, total: Any, spread: Sequence[Any], weights: Any) -> Any:
         """total plus the products of two pairs of activations, each in every 16 bits, with both halves of int8x16."""
-        products = _widened(spread[0]) * _half(weights, 0) + _widened(spread[1]) * _half(weights, 1)
-        return total + T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.saddlp", products)
+        # An intrinsic keeps the half of the weights that it takes beside it; LLVM would extract it outside of a loop.
+        first, second = (
+            T.call_llvm_pure_intrin("int16x8", "llvm.aarch64.neon.smull", T.reinterpret(pair, dtype="int8x8"), part)
+            for pair, part in zip(spread, (half_of(weights, 0), half_of(weights, 1)), strict=True)
+        )
+        return total + T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.saddlp", first + second)
 
     def multiply_zipped(
         self, totals: Sequence[Any], values: Sequence[tuple[Any, Any]], weights: Sequence[Sequence[Any]]
@@ -114,11 +130,3 @@ def _nearest_int16(real: Any) -> Any:
 def half_of(vector: Any, which: int) -> Any:
     """The lower or upper eight bytes of sixteen."""
     return T.Shuffle([vector], list(range(which * 8, which * 8 + 8)))
-
-
-def _half(vector: Any, which: int) -> Any:
-    return _widened(half_of(vector, which))
-
-
-def _widened(bytes_read: Any) -> Any:
-    return T.cast(T.reinterpret(bytes_read, dtype="int8x8"), "int16x8")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from .arm import NeonFp32
-from .arm_integers import joined
+from .arm_integers import joined, spread_lane
 from .arm_smull import Smull, half_of
 from .tir import T
 
@@ -71,6 +71,9 @@ class Vmull(Smull):
     def two_pairs(self, four: Any) -> Any:
         """A whole register: LLVM would take two lanes apart in general registers, by way of the stack."""
         return T.reinterpret(T.broadcast(four, 2), dtype="int16x4")
+
+    def spread(self, pairs: Any, lane: int, half: int) -> Any:
+        return spread_lane(pairs, lane, self.lanes)
 
     def add_products(self, total: Any, spread: Sequence[Any], weights: Any) -> Any:
         """By intrinsics: LLVM would widen weights outside of a loop, into twice the registers."""

@@ -97,6 +97,16 @@ def test_arm_accumulators_are_whole_vectors(arithmetic):
         assert not LANE_MOVES.findall(pi_5_assembly(spec, arithmetic))
 
 
+@pytest.mark.parametrize("inputs", [24, 96])
+def test_upper_halves_are_multiplied_where_they_lie(inputs):
+    """Two multiplications and an addition for sixteen products: nothing is widened, or taken apart."""
+    function = prim_func(Pointwise(1, 28, 28, inputs, 48, Requantize()), Smull(4, 32))
+    text = compile_kernels({"kernel": function}, PI, "").read_assembly()
+    counts = [len(re.findall(rf"\b{name}\s+v", text)) for name in ("smull", "smlal2", "sadalp")]
+    assert counts[0] == counts[1] == counts[2] > 0
+    assert not re.search(r"\b(?:ext|sshll|smlal|smull2)\s+v", text)
+
+
 def test_small_sums_become_bytes_without_conversions():
     """One subtraction makes a float of a sum; its product is rounded before it is added to, as the contract says."""
     for epilogue in (Requantize(), Requantize(small=True), Requantize(small=True, saturates=True)):
