@@ -3,6 +3,7 @@
 import onnx
 import pytest
 import torch
+from example_graphs import example_graph
 from models import efficientnet, mobilenet, resnet
 from torch import nn
 from torch.nn import functional as F
@@ -106,8 +107,7 @@ def test_this_machine_computes_half_layers_without_kernels_of_ours():
 
 
 def test_an_onnx_file_computes_in_half_too(tmp_path):
-    x = torch.randn(2, 3, 32, 32)
-    graph = planish.Pipeline.parse(RECIPE).run(planish.capture(mobilenet().eval(), (x,))).graph
+    graph = planish.Pipeline.parse(RECIPE).run(example_graph("mobilenet")).graph
     exported = export_onnx(graph, tmp_path / "half.onnx")  # which compares it with PyTorch
     assert not exported.equal
     weights = onnx.load(tmp_path / "half.onnx").graph.initializer
@@ -117,4 +117,4 @@ def test_an_onnx_file_computes_in_half_too(tmp_path):
 @pytest.mark.parametrize("target", ["raspberry-pi-4", "raspberry-pi-2", "x86-64-v4", "cuda-sm80"])
 def test_boards_without_half_arithmetic_are_refused(target):
     with pytest.raises(UsageError, match=r"float16.*raspberry-pi-5, graviton3, graviton4, cortex-a710"):
-        compiled_half(mobilenet(), torch.randn(1, 3, 32, 32), target)
+        planish.compile(example_graph("mobilenet"), recipe=RECIPE, target=target)

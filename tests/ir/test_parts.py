@@ -1,6 +1,7 @@
 """Capture in part: a small detector whose backbone and heads become graphs, and what is refused and why."""
 
 import copy
+from functools import cache
 from typing import cast
 
 import pytest
@@ -81,6 +82,10 @@ class Detector(nn.Module):
 
 @pytest.fixture
 def detector() -> Detector:
+    return detector_of_one_seed()
+
+
+def detector_of_one_seed() -> Detector:
     generator = torch.Generator().manual_seed(0)
     model = Detector().eval()
     with torch.no_grad():
@@ -90,6 +95,17 @@ def detector() -> Detector:
         for parameter in model.parameters():
             parameter.mul_(torch.randn(parameter.shape, generator=generator).sign())
     return model
+
+
+@cache
+def _captured() -> planish.Parts:
+    return planish.capture_parts(detector_of_one_seed(), (EXAMPLE,))
+
+
+@pytest.fixture
+def parts() -> planish.Parts:
+    """The parts of a detector with the weights of `detector`: tests read them, and copy what they change."""
+    return _captured()
 
 
 def images(*sizes: tuple[int, int]) -> list[Tensor]:
@@ -109,8 +125,7 @@ def pruned(parts: planish.Parts) -> dict[str, Graph]:
     return graphs
 
 
-def test_what_can_be_captured_is_and_the_rest_says_why(detector):
-    parts = planish.capture_parts(detector, (EXAMPLE,))
+def test_what_can_be_captured_is_and_the_rest_says_why(parts):
     assert list(parts.graphs) == ["backbone", "head", "regions.box_head", "regions.predictor"]
     assert [spec.shape for spec in parts.graphs["backbone"].inputs] == [("b", 3, "s1", "s2")]
     assert [spec.shape for spec in parts.graphs["regions.box_head"].inputs] == [("b", 8, "s1", "s2")]
@@ -122,8 +137,8 @@ def test_what_can_be_captured_is_and_the_rest_says_why(detector):
 
 
 @pytest.mark.parametrize("sizes", [((32, 40), (24, 48)), ((64, 56),), ((16, 24), (16, 16), (40, 32))])
-def test_the_copy_computes_what_the_original_does_at_other_sizes_and_batches(detector, sizes):
-    whole = planish.capture_parts(detector, (EXAMPLE,)).module_with()
+def test_the_copy_computes_what_the_original_does_at_other_sizes_and_batches(detector, parts, sizes):
+    whole = parts.module_with()
     with torch.no_grad():
         for given, wanted in zip(whole(images(*sizes)), detector(images(*sizes)), strict=True):
             torch.testing.assert_close(given, wanted, rtol=1e-5, atol=1e-6)  # float32, the same kernels
@@ -152,8 +167,8 @@ def test_pruned_parts_detect_and_train_and_the_original_is_untouched(detector):
         assert torch.equal(tensor, before[name]), name
 
 
-def test_training_reaches_methods_settings_and_statistics(detector):
-    whole = planish.capture_parts(detector, (EXAMPLE,)).module_with()
+def test_training_reaches_methods_settings_and_statistics(detector, parts):
+    whole = parts.module_with()
     assert whole.backbone.out_channels == 8
     twin = copy.deepcopy(detector).train()
     wanted, given = twin(EXAMPLE, 0.25), whole.train()(EXAMPLE, 0.25)
@@ -165,8 +180,8 @@ def test_training_reaches_methods_settings_and_statistics(detector):
         _ = whole.backbone.no_such_setting
 
 
-def test_checkpoints_and_deep_copies(detector):
-    whole = planish.capture_parts(detector, (EXAMPLE,)).module_with()
+def test_checkpoints_and_deep_copies(detector, parts):
+    whole = parts.module_with()
     assert whole.state_dict().keys() == detector.state_dict().keys()
     zeros = {name: torch.zeros_like(tensor) for name, tensor in detector.state_dict().items()}
     twin = copy.deepcopy(whole)
@@ -191,8 +206,8 @@ def test_the_run_leaves_mode_and_random_state_alone(detector):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_heights_and_widths_count_at_the_example(detector):
-    graph = planish.capture_parts(detector, (EXAMPLE,)).graphs["backbone"]
+def test_heights_and_widths_count_at_the_example(parts):
+    graph = parts.graphs["backbone"]
     by_hand = 16 * 24 * (27 * 16 + 16 * 8) + 8 * 12 * (16 * 9 * 32 + 32 * 8)
     assert cost(graph).macs == by_hand and cost(graph, batch=3).macs == 3 * by_hand
     assert [tuple(t.shape) for t in graph.example_inputs(batch=5)] == [(5, 3, 32, 48)]
@@ -287,12 +302,11 @@ def test_what_cannot_stand_as_a_graph_stays_eager_with_the_reason(case):
     assert reason in why
 
 
-def test_wrong_calls_are_refused(detector):
+def test_wrong_calls_are_refused(detector, parts):
     with pytest.raises(UsageError, match=r"the model is a int; expected an nn.Module"):
         planish.capture_parts(cast(nn.Module, 3), (EXAMPLE,))
     with pytest.raises(CaptureError, match="the model does not run on the example: TypeError"):
         planish.capture_parts(detector, (3,))
-    parts = planish.capture_parts(detector, (EXAMPLE,))
     with pytest.raises(UsageError, match=r"'backbon' is not a captured module; did you mean 'backbone'?"):
         parts.module_with({"backbon": parts.graphs["backbone"]})
     with pytest.raises(UsageError, match="the graph for 'head' has the inputs f32"):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from example_graphs import made_once
 from torch import nn
 
 import planish
@@ -26,9 +27,14 @@ class Model(nn.Module):
 RELU_LINE = f"test_verify.py:{Model.forward.__code__.co_firstlineno + 2}"
 
 
+@made_once
+def captured() -> planish.Graph:
+    return planish.capture(Model(), torch.randn(2, 3, 8, 8))
+
+
 @pytest.fixture
 def graph():
-    graph = planish.capture(Model(), torch.randn(2, 3, 8, 8))
+    graph = captured()
     verify(graph)
     return graph
 

@@ -1,9 +1,9 @@
 """Kernels are compiled in parts: the same bytes on any number of cores, with a linker and without one."""
 
-import models
 import pytest
 import torch
 import tvm
+from example_graphs import example_graph
 from tvm import tirx
 
 import planish
@@ -19,8 +19,7 @@ LOCAL = Target.get("local")
 
 @pytest.fixture(scope="module")
 def graph():
-    captured = planish.capture(models.mobilenet(), torch.zeros(2, 3, 16, 16))
-    return fix_batch(planish.Pipeline.parse(DEFAULT_RECIPE).run(captured).graph, 1)
+    return fix_batch(planish.Pipeline.parse(DEFAULT_RECIPE).run(example_graph("mobilenet")).graph, 1)
 
 
 @pytest.fixture(scope="module")

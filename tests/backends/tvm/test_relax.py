@@ -4,6 +4,7 @@ from functools import cache
 
 import pytest
 import torch
+from example_graphs import example_graph
 from models import EXAMPLES
 from torch import nn
 from torch.nn import functional as F
@@ -12,6 +13,7 @@ from planish import Target, capture
 from planish.backends.tvm.build import CompiledModel, compile_model
 from planish.backends.tvm.relax import to_relax, unsupported
 from planish.ir.errors import BuildError
+from planish.ir.graph import Graph
 from planish.ir.specialize import fix_batch
 from planish.passes.pipeline import Pipeline
 
@@ -19,8 +21,8 @@ from planish.passes.pipeline import Pipeline
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-4}
 
 
-def folded(model: nn.Module, x: torch.Tensor):
-    return Pipeline.parse("fold-batch-norm").run(capture(model, (x,))).graph
+def folded(name: str) -> Graph:
+    return Pipeline.parse("fold-batch-norm").run(example_graph(name)).graph
 
 
 def image(shape: tuple[int, ...], batch: int = 1) -> torch.Tensor:
@@ -30,8 +32,7 @@ def image(shape: tuple[int, ...], batch: int = 1) -> torch.Tensor:
 @cache
 def compiled_example(name: str) -> CompiledModel:
     """One of the usual models for a batch of one; tests only call it."""
-    make, shape = EXAMPLES[name]
-    graph = fix_batch(folded(make(), image(shape)), 1)
+    graph = fix_batch(folded(name), 1)
     return compile_model(to_relax(graph, Target.get("local")), Target.get("local"))
 
 
@@ -45,9 +46,8 @@ def test_a_model_with_a_fixed_batch_agrees_with_pytorch(name):
 @pytest.mark.parametrize("name", ["efficientnet", "mlp"])
 def test_a_dynamic_batch_survives(name):
     make, shape = EXAMPLES[name]
-    model = make()
-    compiled = compile_model(to_relax(folded(model, image(shape)), Target.get("local")), Target.get("local"))
-    model = model.double()
+    compiled = compile_model(to_relax(folded(name), Target.get("local")), Target.get("local"))
+    model = make().double()
     for batch in (1, 3, 5):
         x = image(shape, batch)
         torch.testing.assert_close(compiled(x)[0].double(), model(x.double()), **FLOAT32)
@@ -139,7 +139,7 @@ def test_a_slice_of_a_batch_starts_anywhere_in_memory():
 def test_batch_norms_that_were_not_folded_are_computed():
     make, shape = EXAMPLES["vgg"]
     model, x = make(), image(shape)
-    relax_model = to_relax(fix_batch(capture(model, (x,)), 1), Target.get("local"))
+    relax_model = to_relax(fix_batch(example_graph("vgg"), 1), Target.get("local"))
     assert relax_model.others["batch_norm"] == sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
     compiled = compile_model(relax_model, Target.get("local"))
     torch.testing.assert_close(compiled(x)[0].double(), model.double()(x.double()), **FLOAT32)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from example_graphs import made_once
 from torch import nn
 
 import planish
@@ -39,13 +40,15 @@ class Tokens(nn.Module):
         return x + self.narrow(torch.nn.functional.gelu(self.wide(x)))
 
 
+@made_once
+def tokens(*shape: int, **capture) -> Graph:
+    return planish.capture(Tokens().eval(), (torch.randn(shape),), **capture)
+
+
 def packed(options: str, *shape: int, **capture) -> tuple[Graph, torch.Tensor]:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model, x = Tokens().eval(), torch.randn(shape)
-    outcome = planish.Pipeline.parse(PACKED.format(options)).run(planish.capture(model, (x,), **capture))
+    outcome = planish.Pipeline.parse(PACKED.format(options)).run(tokens(*shape, **capture))
     assert outcome.steps[-1].result.changed == 2
-    return outcome.graph, x
+    return outcome.graph, torch.randn(shape)
 
 
 def close(got: torch.Tensor, wanted: torch.Tensor) -> None:
