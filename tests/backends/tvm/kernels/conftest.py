@@ -3,6 +3,7 @@
 import platform
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -151,19 +152,38 @@ def integers(request: pytest.FixtureRequest) -> Runner:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Every case runs on every way of multiplying; the two widths of a way, which share their code, take turns."""
+    """Every case runs on every way of multiplying; the two widths of a way, which share their code, take turns.
+
+    The turns are those of Thue and Morse, so that every value of every parameter meets both widths.
+    """
     pairs: dict[tuple, dict[str, list[pytest.Item]]] = {}
     for item in items:
         options = dict(item.callspec.params) if hasattr(item, "callspec") else {}
-        way, _, width = str(options.pop("integers", "")).partition(", ")
+        way, width = _way_and_width(options)
         # One compilation serves all operands; tests without cases run on both widths.
-        case = tuple(repr(value) for name, value in sorted(options.items()) if name not in ("case", "extreme"))
+        case = tuple(repr(v) for name, v in sorted(options.items()) if (name, type(v)) not in OPERANDS)
         if width and case:
             pairs.setdefault((item.path, item.originalname, case, way), {}).setdefault(width, []).append(item)
     both = [widths for widths in pairs.values() if len(widths) == 2]
-    left_out = {item for turn, widths in enumerate(both) for item in widths[sorted(widths)[turn % 2]]}
+    turns = (number.bit_count() % 2 for number in range(len(both)))
+    left_out = {item for turn, widths in zip(turns, both, strict=True) for item in widths[sorted(widths)[turn]]}
     config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]
+
+
+# What does not change the kernel: random and saturating operands, and one special number among ones.
+OPERANDS = (("case", bool), ("extreme", bool), ("special", str))
+
+
+def _way_and_width(options: dict[str, Any]) -> tuple[str, str]:
+    """The way of multiplying that a test asks for, by one of three fixtures, and its width; takes it out of options."""
+    if "integers" in options:
+        way, _, width = options.pop("integers").partition(", ")
+    elif "stored" in options:
+        width, way = options.pop("stored")
+    else:
+        way, width = "floats", options.pop("runner", "")
+    return way, width
 
 
 @pytest.fixture
