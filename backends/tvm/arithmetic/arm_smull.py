@@ -51,15 +51,22 @@ class Smull(NeonIntegers):
                 if whole:
                     pairs, first = T.reinterpret(whole[p], dtype="int16x8"), step // 2
                 else:
-                    pairs, first = self.two_pairs(four_bytes(source, offset + step, steps - step)), 0
+                    pairs, first = self.pairs(source, offset, step, steps)
                 spread = [self.spread(pairs, first + half, half) for half in range(2)]
                 for v in range(vectors):
                     total = accumulators[p][v]
                     total.value = self.add_products(total.value, spread, read[v])
 
+    def pairs(self, source: Any, offset: Any, step: int, steps: int) -> tuple[Any, int]:
+        """A vector that holds activations `step` .. `step` + 3 of `steps` as lanes of 16 bits, and the first lane."""
+        if steps >= 8 and steps % self.group == 0:
+            start = min(step - step % 8, steps - 8)
+            return T.reinterpret(source.vector(offset + start, 8), dtype="int16x4"), (step - start) // 2
+        return self.two_pairs(four_bytes(source, offset + step, steps - step)), 0
+
     def two_pairs(self, four: Any) -> Any:
-        """int32 as a vector of 16 bits, of which the first two lanes count."""
-        return T.reinterpret(four, dtype="int16x2")
+        """int32 as a vector of 16 bits, of which the first two lanes count; LLVM would widen a vector of two."""
+        return T.reinterpret(T.Shuffle([T.reinterpret(four, dtype="float32"), T.float32(0)], [0, 1]), dtype="int16x4")
 
     def spread(self, pairs: Any, lane: int, half: int) -> Any:
         """A pair of activations in every 16 bits of eight bytes, which are multiplied with one half of the weights.
