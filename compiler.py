@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from .backends.build import Artifact, build
+from .backends.build import Artifact, build, find
 from .backends.cache import Cache
 from .backends.target import Target
 from .backends.tile_file import check_tuning, tiles_for
@@ -18,13 +18,14 @@ from .ir.capture import Source, capture
 from .ir.errors import UsageError
 from .ir.graph import Graph
 from .ir.shapes import check_inputs
-from .ir.specialize import fix_batch
 from .latency import layer_latency
+from .outcomes import Kept, Outcomes
 from .passes.base import Context, Fuel, Pass, no_progress
 from .passes.pipeline import DEFAULT_RECIPE, Pipeline
 from .profiling import LayerTime, Profile
 from .report import Report
 from .sources import read_graph
+from .thinned import Thinned
 
 
 def compile(
@@ -60,7 +61,7 @@ def compile(
     loss      a function (outputs, labels) -> scalar tensor, for passes that need gradients
     latency   a function Graph -> milliseconds, for passes that look at time (`planish.layer_latency`); by default what
               this machine takes, where the code is for it
-    cache     look for built code on disk, and keep it there
+    cache     look for what was made before on disk, and keep it there
     tune      time that many register tiles for each layer on this machine, and keep the fastest in the tile file
     tiles     the tile file; by default that of this machine's core, where the code is for it
 
@@ -72,22 +73,28 @@ def compile(
     kept = check_tuning(tune, row, batch, tiles) if tune else None
     latency = latency or (layer_latency(row) if row.name == "local" else None)
     context = Context(data, row, seed, Fuel(fuel), evaluate=evaluate, loss=loss, latency=latency, progress=progress)
-    clock = Stopwatch(progress)
+    clock, store, size = Stopwatch(progress), Cache.default() if cache else None, _batch_size(batch, args, row)
+    outcomes = Outcomes(None if tune else store, pipeline, context, size)
+    if found := clock.time("lookup", lambda: outcomes.find(model, args)) if outcomes.is_open else None:
+        return _found(found, row, str(pipeline), store, clock)
     if isinstance(model, (str, os.PathLike)):
         path = model
         model = clock.time("capture", lambda: read_graph(path))  # a saved graph may have properties
     pipeline.check(_known_properties(model), context)
     captured = clock.time("capture", lambda: capture(model, args))
+    if found := clock.time("lookup", lambda: outcomes.find(captured)) if outcomes.is_open else None:
+        return _found(found, row, str(pipeline), store, clock)
     outcome = clock.time("passes", lambda: pipeline.run(captured, context), shown=False)  # it shows each pass
-    graph = outcome.graph
-    fixed = _for_batch(graph, batch, args, row)
+    thinned = Thinned.of(outcome.graph, size)
     if kept is not None:
         from .backends.tune import tune as tuned  # it brings TVM along
 
-        row = replace(row, tiles=clock.time("tune", lambda: tuned(fixed, row, tune, kept, progress), shown=False))
-    artifact = clock.time("build", lambda: build(fixed, row, str(pipeline), Cache.default() if cache else None))
+        timed = clock.time("tune", lambda: tuned(thinned.fixed, row, tune, kept, progress), shown=False)
+        row = replace(row, tiles=timed)
+    artifact = clock.time("build", lambda: build(thinned.fixed, row, str(pipeline), store))
     report = Report.of(row.name, str(pipeline), outcome, artifact, clock.seconds)
-    return CompiledModel(graph, fixed, row, artifact, report)
+    outcomes.keep(thinned, report, artifact)
+    return CompiledModel(thinned, row, artifact, report)
 
 
 class CompiledModel:
@@ -97,11 +104,13 @@ class CompiledModel:
     report  what was done and what came of it; print it, or take `.as_dict()`
     """
 
-    def __init__(self, graph: Graph, fixed: Graph, target: Target, artifact: Artifact, report: Report):
-        self.graph, self.target, self.report = graph, target, report
-        self._fixed, self._artifact = fixed, artifact
-        self._inputs = fixed.inputs
-        self._out_spec = fixed.module.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
+    def __init__(self, thinned: Thinned, target: Target, artifact: Artifact, report: Report):
+        self.target, self.report = target, report
+        self._thinned, self._artifact = thinned, artifact
+
+    @property
+    def graph(self) -> Graph:
+        return self._thinned.graph
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run on this machine (a board's code on the emulator), with the outputs in the model's own structure.
@@ -109,11 +118,11 @@ class CompiledModel:
         Raises UsageError for an input of a wrong shape or dtype.
         """
         outputs = self._artifact.run(self._leaves(args, kwargs))
-        return pytree.tree_unflatten(outputs, self._out_spec)
+        return pytree.tree_unflatten(outputs, self._thinned.out_spec)
 
     def _leaves(self, args: Any, kwargs: Any) -> tuple[torch.Tensor, ...]:
         leaves = tuple(v for v in pytree.tree_leaves((args, kwargs)) if v is not None)
-        check_inputs("the compiled model", self._inputs, leaves)
+        check_inputs("the compiled model", list(self._thinned.edges.inputs), leaves)
         return leaves
 
     def profile(self, *args: Any, runs: int = 30) -> Profile:
@@ -131,8 +140,8 @@ class CompiledModel:
             raise UsageError("profile", f"runs={runs}", "at least 1")
         from .backends.tvm.profile import kernel_times
 
-        inputs = self._leaves(args, {}) if args else self._fixed.example_inputs(seed=0)
-        rows, peaks = kernel_times(self._fixed, self.target, inputs, runs)
+        inputs = self._leaves(args, {}) if args else self._thinned.fixed.example_inputs(seed=0)
+        rows, peaks = kernel_times(self._thinned.fixed, self.target, inputs, runs)
         return Profile(tuple(LayerTime(*row) for row in rows), peaks)
 
     def save(self, path: str | os.PathLike) -> Path:
@@ -140,14 +149,7 @@ class CompiledModel:
 
         The same model, arguments and seed give the same bytes.
         """
-        return self._artifact.save(path, self.report.untimed().as_dict(), self._golden())
-
-    def _golden(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """A random input, and the answer that PyTorch gives for the thinned graph."""
-        inputs = self._fixed.example_inputs(seed=0)
-        with torch.no_grad():
-            outputs = pytree.tree_leaves(self._fixed.module(*inputs))
-        return list(inputs), outputs
+        return self._artifact.save(path, self.report.untimed().as_dict(), self._thinned.golden())
 
 
 def reports() -> list[Report]:
@@ -181,15 +183,27 @@ def _known_properties(model: Source) -> set[str]:
     return model.properties if isinstance(model, Graph) else set()
 
 
-def _for_batch(graph: Graph, batch: int | str | None, args: Any, target: Target) -> Graph:
-    """The graph with the batch that code is made for."""
+def _found(kept: Kept, row: Target, recipe: str, store: Cache | None, clock: Stopwatch) -> CompiledModel:
+    """The model that an earlier compilation made. Where its code is gone from the cache, it is built again."""
+
+    def code() -> Artifact:
+        edges = kept.thinned.edges
+        there = find(kept.code, edges, row, recipe, store) if kept.code is not None and store is not None else None
+        return there or build(kept.thinned.fixed, row, recipe, store)
+
+    artifact = clock.time("build", code)
+    return CompiledModel(kept.thinned, row, artifact, replace(kept.report, seconds=clock.seconds))
+
+
+def _batch_size(batch: int | str | None, args: Any, target: Target) -> int | None:
+    """The batch that code is made for; None for any. Raises UsageError for one that it cannot be made for."""
     if batch == "dynamic":
         if target.code != "tvm" or target.kind != "cpu":
             raise UsageError("batch", f"'dynamic' was given for {target.name}", "code for a board has one batch size")
-        return graph
+        return None
     if isinstance(batch, str):
         raise UsageError("batch", f"'{batch}' was given", "expected a number or 'dynamic'")
     if batch is None:
         leaves = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, torch.Tensor) and leaf.ndim]
-        batch = int(leaves[0].shape[0]) if leaves else 1
-    return fix_batch(graph, batch)
+        return int(leaves[0].shape[0]) if leaves else 1
+    return batch

@@ -3,11 +3,14 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..ir.graph import Graph
+from ..ir.shapes import TensorSpec
 from .bundle import golden_members
 
 Golden = tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]
@@ -19,6 +22,18 @@ QUANTIZED_STEPS = 8
 HALF_SHARE = 1 / 32  # of the largest output: kernels sum in float16 too, PyTorch does not
 
 
+@dataclass(frozen=True)
+class Edges:
+    """What a graph takes and gives."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @staticmethod
+    def of(graph: Graph) -> "Edges":
+        return Edges(tuple(graph.inputs), tuple(graph.outputs))
+
+
 class Artifact(ABC):
     """A built model.
 
@@ -27,6 +42,7 @@ class Artifact(ABC):
     eager   calls that stay in PyTorch: (op, source line)
     reasons why they stay, where it is not for want of the op
     facts   sizes in bytes, compilers: plain values for the report
+    key     under which the cache holds its code; None where it does not, or not under one
     """
 
     def __init__(self) -> None:
@@ -35,6 +51,7 @@ class Artifact(ABC):
         self.eager: tuple[tuple[str, str], ...] = ()
         self.reasons: tuple[str, ...] = ()
         self.facts: dict[str, Any] = {}
+        self.key: str | None = None
 
     @property
     @abstractmethod

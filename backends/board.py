@@ -68,11 +68,17 @@ def build_board(graph: Graph, target: Target, recipe: str, cache: Cache | None =
     Raises BuildError where an op has no form in C, or no linker for the target is installed.
     """
     place = Place.of(cache, graph, target, kind="program", linkers=_linkers(target))
+    if found := find_board(place, target, recipe):
+        return found
+    code = _compiled(graph, target)
+    code.keep(place)
+    return BoardArtifact(code, recipe, place.key)
+
+
+def find_board(place: Place, target: Target, recipe: str) -> "BoardArtifact | None":
+    """What `build_board` made before, out of its place in the cache."""
     code = BoardCode.found(place, target)
-    if code is None:
-        code = _compiled(graph, target)
-        code.keep(place)
-    return BoardArtifact(code, recipe)
+    return BoardArtifact(code, recipe, place.key) if code else None
 
 
 def _compiled(graph: Graph, target: Target) -> BoardCode:
@@ -108,8 +114,9 @@ def _linkers(target: Target) -> list[str]:
 class BoardArtifact(Artifact):
     """A C program in a temporary folder, until it is saved."""
 
-    def __init__(self, code: BoardCode, recipe: str):
+    def __init__(self, code: BoardCode, recipe: str, key: str | None = None):
         super().__init__()
+        self.key = key
         self._code, self._program, self._room, self._recipe = code, code.program, code.room, recipe
         self.others, self.integers = code.others, code.integers
         self.facts = {

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from ..ir.errors import UsageError
 from ..ir.graph import Graph
 from ..ir.verify import SCALE_ARGUMENT
-from .artifact import Artifact
+from .artifact import Artifact, Edges
 from .cache import Cache
+from .cache_key import Place
 from .target import Target
 
 
@@ -26,6 +27,18 @@ def build(graph: Graph, target: Target, recipe: str, cache: Cache | None = None)
         what = "the model has layers in float16, which this machine does not compute in"
         raise UsageError(target.name, what, f"targets that do: {', '.join(able)}", "leave 'to-half' out")
     return _BUILDERS[target.kind, target.code](graph, target, recipe, cache)
+
+
+def find(key: str, edges: Edges, target: Target, recipe: str, cache: Cache) -> Artifact | None:
+    """What `build` made and kept under a key (`Artifact.key`), of a graph with these edges; None where it is gone."""
+    place = Place(cache, key)
+    if target.code == "c":
+        from .board import find_board
+
+        return find_board(place, target, recipe)
+    from .host import find_host
+
+    return find_host(place, edges, target, recipe)
 
 
 # The builders are imported when they are needed, so that a graph can be worked on without loading TVM.

@@ -50,6 +50,11 @@ class Place:
         """Whether something can be kept."""
         return self._cache is not None
 
+    @property
+    def key(self) -> str | None:
+        """Of the entry; None where nothing is kept."""
+        return self._key or None
+
 
 def content_key(graph: Graph, target: Target, **options: Any) -> str | None:
     """sha256 over the graph's ops and weights, the target's row, `options` and the versions of all that builds.
@@ -79,14 +84,16 @@ def content_key(graph: Graph, target: Target, **options: Any) -> str | None:
 @cache
 def versions() -> dict[str, str]:
     """Of the packages that build, and of our own code by its content: a checkout keeps its number while it changes."""
-    return {**made_with(), "tvm-ffi": metadata.version("apache-tvm-ffi"), "sources": _sources()}
+    return {**made_with(), "tvm-ffi": metadata.version("apache-tvm-ffi"), "sources": sources_digest(*_SOURCES)}
 
 
-def _sources() -> str:
+def sources_digest(*folders: str) -> str:
+    """sha256 over our own code in these folders of the package; "" is the package's root without its folders."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for folder in _SOURCES:
-        for path in sorted(p for p in (root / folder).rglob("*") if p.suffix in _KINDS):
+    for folder in folders:
+        found = (root / folder).rglob("*") if folder else root.glob("*")
+        for path in sorted(p for p in found if p.suffix in _KINDS):
             digest.update(f"{path.relative_to(root)}\n".encode())
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()

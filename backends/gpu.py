@@ -12,7 +12,7 @@ import torch
 from ..ir.errors import BuildError
 from ..ir.graph import Graph
 from ..ir.ops import describe
-from .artifact import Artifact, Golden, golden_pair
+from .artifact import Artifact, Edges, Golden, golden_pair
 from .bundle import write_bundle
 from .host import module_fields
 from .target import Target
@@ -41,7 +41,7 @@ class GpuArtifact(Artifact):
 
     def __init__(self, graph: Graph, made: CudaBuild, target: Target, recipe: str):
         super().__init__()
-        self._graph, self._made, self._target, self._recipe = graph, made, target, recipe
+        self._edges, self._made, self._target, self._recipe = Edges.of(graph), made, target, recipe
         self._room = tempfile.TemporaryDirectory(prefix="planish-")
         self.facts = {"code": f"CUDA {made.arch}", "compiler": made.compiler, "cubin_bytes": len(made.cubin)}
 
@@ -57,7 +57,7 @@ class GpuArtifact(Artifact):
 
     def save(self, path: str | os.PathLike, report: dict[str, Any], golden: Golden) -> Path:
         library = self._made.save(Path(self._room.name) / "model.so")
-        fields = module_fields(self._graph, self._target, self._recipe, report, golden)
+        fields = module_fields(self._edges, self._target, self._recipe, report, golden)
         return write_bundle(path, fields, {"model.so": library, **golden_pair(golden)})
 
     @cached_property

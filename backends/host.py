@@ -12,7 +12,7 @@ import torch
 
 from ..ir.graph import Graph
 from ..ir.shapes import TensorSpec
-from .artifact import Artifact, Golden, golden_pair, tolerance
+from .artifact import Artifact, Edges, Golden, golden_pair, tolerance
 from .bundle import write_bundle
 from .cache import Entry
 from .cache_key import Place
@@ -66,15 +66,22 @@ class HostCode:
 def build_host(graph: Graph, target: Target, recipe: str, place: Place) -> "HostArtifact":
     """Compile a graph, batch fixed or symbolic, for the machine that runs this Python."""
     model = to_relax(graph, target)
-    return HostArtifact(graph, HostCode.of(model, compile_model(model, target), place), target, recipe)
+    code = HostCode.of(model, compile_model(model, target), place)
+    return HostArtifact(Edges.of(graph), code, target, recipe, place.key)
+
+
+def find_host(place: Place, edges: Edges, target: Target, recipe: str) -> "HostArtifact | None":
+    """What `build_host` made before, out of its place in the cache."""
+    code = HostCode.found(place)
+    return HostArtifact(edges, code, target, recipe, place.key) if code else None
 
 
 class HostArtifact(Artifact):
     """A model compiled into this process."""
 
-    def __init__(self, graph: Graph, code: HostCode, target: Target, recipe: str):
+    def __init__(self, edges: Edges, code: HostCode, target: Target, recipe: str, key: str | None = None):
         super().__init__()
-        self._graph, self._code, self._target, self._recipe = graph, code, target, recipe
+        self._edges, self._code, self._target, self._recipe, self.key = edges, code, target, recipe, key
         self._compiled = code.compiled
         self.others, self.integers = code.others, code.integers
         self.facts = {
@@ -94,7 +101,7 @@ class HostArtifact(Artifact):
         calls = [[layer["kernel"], layer["node"]] for layer in self.layers]
         with tempfile.TemporaryDirectory(prefix="planish-") as room:
             library = save_library(self._compiled, Path(room) / LIBRARY, self._target)
-            fields = module_fields(self._graph, self._target, self._recipe, report, golden)
+            fields = module_fields(self._edges, self._target, self._recipe, report, golden)
             return write_bundle(path, {**fields, "calls": calls}, {LIBRARY: library, **golden_pair(golden)})
 
 
@@ -106,17 +113,17 @@ def _layers(model: RelaxModel, compiled: CompiledModel) -> tuple[dict[str, str],
     )
 
 
-def module_fields(graph: Graph, target: Target, recipe: str, report: dict[str, Any], golden: Golden) -> dict[str, Any]:
+def module_fields(edges: Edges, target: Target, recipe: str, report: dict[str, Any], golden: Golden) -> dict[str, Any]:
     """The manifest of a library for the TVM runtime. Symbolic extents are 1 in the golden pair."""
-    symbols = {extent for spec in graph.inputs for extent in spec.shape if isinstance(extent, str)}
+    symbols = {extent for spec in edges.inputs for extent in spec.shape if isinstance(extent, str)}
     return {
         "name": "model",
         "kind": "tvm",
         "entry": "main",
         "recipe": recipe,
         "target": target.facts(),
-        "inputs": [_array_spec(spec) for spec in graph.inputs],
-        "outputs": [_array_spec(spec) for spec in graph.outputs],
+        "inputs": [_array_spec(spec) for spec in edges.inputs],
+        "outputs": [_array_spec(spec) for spec in edges.outputs],
         "weight_bytes": report["after"]["bytes"],
         "golden": {**tolerance(report, golden[1]), "extents": dict.fromkeys(sorted(symbols), 1)},
         "report": report,

@@ -14,10 +14,10 @@ from torch import fx
 from ..ir.errors import BuildError, first_line
 from ..ir.graph import Graph
 from ..ir.ops import describe, location, qualified_name, writes
-from .artifact import Artifact, Golden
+from .artifact import Artifact, Edges, Golden
 from .cache import Cache
 from .cache_key import Place
-from .host import LIBRARY, HostArtifact, HostCode, build_host
+from .host import LIBRARY, HostArtifact, HostCode, build_host, find_host
 from .partition import Split, calls_of, is_computation, reads_by_index, refusal, split
 from .target import Target
 from .tiles import TileError
@@ -29,8 +29,8 @@ from .tvm.relax import RelaxModel, UnsupportedCall, to_relax, unsupported
 def build_local(graph: Graph, target: Target, recipe: str, cache: Cache | None = None) -> Artifact:
     """Compile a graph for the machine that runs this Python: whole where TVM takes all of it, else in regions."""
     place = Place.of(cache, graph, target, kind=LIBRARY)
-    if code := HostCode.found(place):
-        return HostArtifact(graph, code, target, recipe)
+    if found := find_host(place, Edges.of(graph), target, recipe):
+        return found
     if not refusals(freeze(graph), target):
         try:
             return build_host(graph, target, recipe, place)
@@ -119,7 +119,7 @@ def build_hybrid(
         try:
             if isinstance(model, RelaxModel):
                 model = HostCode.of(model, compile_model(model, target), plan.places[name])
-            built.append(HostArtifact(plan.split.regions[name], model, target, recipe))
+            built.append(HostArtifact(Edges.of(plan.split.regions[name]), model, target, recipe))
         except Exception as error:  # whatever goes wrong inside TVM, the model still runs
             plan.models[name] = error
             continue

@@ -42,7 +42,7 @@ _TORCH_CONSTANTS = (torch.dtype, torch.memory_format, torch.layout)
 def save(graph: Graph, path: str | os.PathLike) -> None:
     """Write `graph` to `path`, replacing it in one step. The same graph gives the same bytes."""
     document, tensors = contents(graph)
-    document["call"] = _encode_call_form(graph.module.graph)
+    document["call"] = encode_call_form(graph.module.graph)
     tensors = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     with write_aside(path) as draft, zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive:
         write_member(archive, MAGIC_MEMBER, json.dumps(document, indent=1).encode())
@@ -72,7 +72,7 @@ def contents(graph: Graph) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         "parameters": {n: t.requires_grad for n, t in graph.weights.items() if isinstance(t, torch.nn.Parameter)},
         "ties": ties,
         "inputs": [{"dtype": str(s.dtype), "shape": list(s.shape)} for s in graph.inputs],
-        "constants": {n.name: _encode(n.meta["val"]) for n in graph.nodes if shapes.is_constant_input(n)},
+        "constants": {n.name: encode(n.meta["val"]) for n in graph.nodes if shapes.is_constant_input(n)},
         "nodes": [_encode_node(node) for node in graph.nodes],
     }
     return document, tensors
@@ -92,7 +92,7 @@ def load(path: str | os.PathLike) -> Graph:
     if form != FORMAT:
         raise UsageError("load", f"'{path}' has format {form}", f"this version reads {FORMAT}")
     try:
-        return _build(document, tensors)
+        return build(document, tensors)
     except UsageError:
         raise
     except Exception as error:
@@ -100,7 +100,8 @@ def load(path: str | os.PathLike) -> Graph:
         raise UsageError("load", what, "it was edited or damaged; save it again") from error
 
 
-def _build(document: dict[str, Any], tensors: dict[str, Any]) -> Graph:
+def build(document: dict[str, Any], tensors: dict[str, Any], transient: frozenset[str] = frozenset()) -> Graph:
+    """The graph of `contents`, with the call form in the document. transient: buffers that a state_dict leaves out."""
     for name, requires_grad in document["parameters"].items():
         if name in tensors:
             tensors[name] = torch.nn.Parameter(tensors[name], requires_grad)
@@ -113,13 +114,13 @@ def _build(document: dict[str, Any], tensors: dict[str, Any]) -> Graph:
             raise UsageError("load", f"node '{entry['name']}' reads '{entry['target']}'", "the file has no such weight")
         nodes[entry["name"]] = node = _decode_node(structure, entry, nodes)
         if node.op == "placeholder" and node.name in document["constants"]:
-            node.meta["val"] = _decode(document["constants"][node.name], {})
+            node.meta["val"] = decode(document["constants"][node.name], {})
     _decode_call_form(structure, document["call"])
     structure.lint()
-    graph = Graph(build_module(tensors, structure), set(document["properties"]))
+    graph = Graph(build_module(tensors, structure, transient), set(document["properties"]))
     names = [n.name for n in shapes.input_nodes(structure)]
     specs = [
-        TensorSpec(name, _decode({"torch": spec["dtype"]}, {}), tuple(spec["shape"]))
+        TensorSpec(name, decode({"torch": spec["dtype"]}, {}), tuple(spec["shape"]))
         for name, spec in zip(names, document["inputs"], strict=True)
     ]
     shapes.propagate(graph.module, specs)
@@ -131,9 +132,9 @@ def _encode_node(node: fx.Node) -> dict[str, Any]:
     target = qualified_name(node.target) if node.op == "call_function" else str(node.target)
     if node.op == "call_function" and not has_schema(node) and target not in _PYTHON_CALLS:
         raise UsageError("save", f"node '{node.name}' calls {target}", "only torch.ops and shape arithmetic are saved")
-    entry = {"name": node.name, "op": node.op, "target": target, "args": _encode(node.args)}
+    entry = {"name": node.name, "op": node.op, "target": target, "args": encode(node.args)}
     if node.kwargs:
-        entry["kwargs"] = _encode(dict(node.kwargs))
+        entry["kwargs"] = encode(dict(node.kwargs))
     if "source" in node.meta:
         entry["source"] = node.meta["source"]
     if shapes.AFFINE in node.meta:
@@ -147,8 +148,8 @@ def _decode_node(structure: fx.Graph, entry: dict[str, Any], nodes: dict[str, fx
         target = _resolve(target)
     elif entry["op"] not in ("placeholder", "get_attr", "output"):
         raise UsageError("load", f"node '{entry['name']}' is a '{entry['op']}'", "expected a call, input or weight")
-    args = _decode(entry["args"], nodes)
-    kwargs = _decode(entry.get("kwargs", {}), nodes)
+    args = decode(entry["args"], nodes)
+    kwargs = decode(entry.get("kwargs", {}), nodes)
     node = structure.create_node(entry["op"], target, args, kwargs, name=entry["name"])
     if "source" in entry:
         node.meta["source"] = entry["source"]
@@ -171,7 +172,8 @@ def _resolve(name: str) -> Callable:
     return target
 
 
-def _encode(value: Any) -> Any:
+def encode(value: Any) -> Any:
+    """A plain value as JSON: tuples stay tuples, nodes are their names. Raises UsageError for one that has no form."""
     match value:
         case fx.Node():
             return {"node": value.name}
@@ -180,13 +182,13 @@ def _encode(value: Any) -> Any:
         case None | bool() | int() | float() | str():
             return value
         case tuple():
-            return {"tuple": [_encode(v) for v in value]}
+            return {"tuple": [encode(v) for v in value]}
         case list():
-            return [_encode(v) for v in value]
+            return [encode(v) for v in value]
         case dict() if all(isinstance(key, str) for key in value):
-            return {"dict": {k: _encode(v) for k, v in value.items()}}
+            return {"dict": {k: encode(v) for k, v in value.items()}}
         case slice():
-            return {"slice": [_encode(v) for v in (value.start, value.stop, value.step)]}
+            return {"slice": [encode(v) for v in (value.start, value.stop, value.step)]}
         case torch.device():
             return {"device": str(value)}
         case torch.dtype() | torch.memory_format() | torch.layout():
@@ -194,9 +196,10 @@ def _encode(value: Any) -> Any:
     raise UsageError("save", f"an argument is a {type(value).__name__}", "only plain values can be saved")
 
 
-def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
+def decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
+    """The value that `encode` wrote. Raises UsageError for a kind that it does not know."""
     if isinstance(value, list):
-        return [_decode(v, nodes) for v in value]
+        return [decode(v, nodes) for v in value]
     if not isinstance(value, dict):
         return value
     if not value:
@@ -208,11 +211,11 @@ def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
         case "float":
             return float(inner)
         case "tuple":
-            return tuple(_decode(v, nodes) for v in inner)
+            return tuple(decode(v, nodes) for v in inner)
         case "dict":
-            return {k: _decode(v, nodes) for k, v in inner.items()}
+            return {k: decode(v, nodes) for k, v in inner.items()}
         case "slice":
-            return slice(*(_decode(v, nodes) for v in inner))
+            return slice(*(decode(v, nodes) for v in inner))
         case "device":
             return torch.device(inner)
         case "torch":
@@ -227,7 +230,7 @@ def _torch_constant(name: str) -> Any:
     return constant
 
 
-def _encode_call_form(structure: fx.Graph) -> dict[str, Any]:
+def encode_call_form(structure: fx.Graph) -> dict[str, Any]:
     """The nesting of inputs and outputs, written as a value whose leaves are numbers.
 
     torch's own text form of it is not used: reading that one imports the modules that it names.
@@ -235,17 +238,18 @@ def _encode_call_form(structure: fx.Graph) -> dict[str, Any]:
     info = structure._codegen.pytree_info  # type: ignore[attr-defined]
     return {
         "arguments": list(info.orig_args),
-        "in": _encode_nesting(info.in_spec),
-        "out": _encode_nesting(info.out_spec) if info.out_spec is not None else None,
+        "in": encode_nesting(info.in_spec),
+        "out": encode_nesting(info.out_spec) if info.out_spec is not None else None,
     }
 
 
-def _encode_nesting(spec: pytree.TreeSpec) -> Any:
+def encode_nesting(spec: pytree.TreeSpec) -> Any:
+    """A nesting as a value whose leaves are numbers. Raises UsageError for containers of other classes."""
     for part in _containers(spec):
         if part.type not in (tuple, list, dict):
             what = f"an input or output is a {part.type.__name__}"
             raise UsageError("save", what, "tuples, lists and dicts can be saved; wrap the model to use them")
-    return _encode(pytree.tree_unflatten(list(range(spec.num_leaves)), spec))
+    return encode(pytree.tree_unflatten(list(range(spec.num_leaves)), spec))
 
 
 def _containers(spec: pytree.TreeSpec) -> list[pytree.TreeSpec]:
@@ -255,8 +259,8 @@ def _containers(spec: pytree.TreeSpec) -> list[pytree.TreeSpec]:
 
 
 def _decode_call_form(structure: fx.Graph, call: dict[str, Any]) -> None:
-    out_spec = pytree.tree_structure(_decode(call["out"], {})) if call["out"] is not None else None
-    info = _PyTreeInfo(call["arguments"], pytree.tree_structure(_decode(call["in"], {})), out_spec)
+    out_spec = pytree.tree_structure(decode(call["out"], {})) if call["out"] is not None else None
+    info = _PyTreeInfo(call["arguments"], pytree.tree_structure(decode(call["in"], {})), out_spec)
     structure.set_codegen(_PyTreeCodeGen(info))
     placeholders = structure.find_nodes(op="placeholder")
     if call_form.input_spec(structure).num_leaves != len(placeholders):

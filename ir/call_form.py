@@ -18,6 +18,11 @@ def input_spec(structure: fx.Graph) -> pytree.TreeSpec:
     return structure._codegen.pytree_info.in_spec  # type: ignore[attr-defined]
 
 
+def output_spec(structure: fx.Graph) -> pytree.TreeSpec:
+    """The nesting of what the model gives."""
+    return structure._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
+
+
 def arrange(structure: fx.Graph, leaves: list[Any]) -> tuple[tuple, dict[str, Any]]:
     """One value per placeholder, in order, as the (args, kwargs) that the model takes."""
     return pytree.tree_unflatten(leaves, input_spec(structure))

@@ -187,15 +187,13 @@ def _quiet() -> Iterator[None]:
 
 def _export_with_dynamic_batch(model: torch.nn.Module, args: tuple[Any, ...]) -> torch.export.ExportedProgram | None:
     """None where the model (or this way of asking) needs a fixed batch."""
-    leaves = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, torch.Tensor)]
-    extents = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
-    if len(extents) != 1 or None in extents:
+    example = doubled(args)
+    if example is None:
         return None
-    # torch.export takes an example extent of 1 for a constant, so the example is doubled.
-    doubled = pytree.tree_map_only(torch.Tensor, lambda t: torch.cat([t, t]), args)
+    leaves = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, torch.Tensor)]
     try:
         # By name, because torch.export takes what `*args` collects for one argument.
-        named = dict(inspect.signature(model.forward).bind(*doubled).arguments)
+        named = dict(inspect.signature(model.forward).bind(*example).arguments)
     except TypeError:
         return None
     shared = [torch.export.Dim("batch")] if len(leaves) > 1 else []  # one batch for all inputs, else one for each
@@ -203,13 +201,24 @@ def _export_with_dynamic_batch(model: torch.nn.Module, args: tuple[Any, ...]) ->
         dims = pytree.tree_map_only(torch.Tensor, lambda t, batch=batch: {0: batch}, named)
         dims = pytree.tree_map_only(lambda leaf: not isinstance(leaf, dict), lambda _: None, dims, is_leaf=_is_dims)
         try:
-            program = _export(model, doubled, dynamic_shapes=dims, strict=False)
+            program = _export(model, example, dynamic_shapes=dims, strict=False)
         except Exception:
             continue  # the static capture that follows gives the better message
         inputs = [n.meta["val"] for n in program.graph.nodes if n.name in program.graph_signature.user_inputs]
         if all(isinstance(v.shape[0], torch.SymInt) for v in inputs if isinstance(v, torch.Tensor)):
             return program
     return None
+
+
+def doubled(args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """The example that is captured with a dynamic batch: torch.export takes an extent of 1 for a constant.
+
+    None where the inputs have no batch, or not the same one.
+    """
+    extents = {leaf.shape[:1] for leaf in pytree.tree_leaves(args) if isinstance(leaf, torch.Tensor)}
+    if len(extents) != 1 or () in extents:
+        return None
+    return pytree.tree_map_only(torch.Tensor, lambda t: torch.cat([t, t]), args)
 
 
 def _of_batch_two(tensor: torch.Tensor) -> torch.Tensor:

@@ -175,6 +175,11 @@ class Pass:
         """Whether the model's inputs and outputs keep their dtypes, for these options. Their shapes always stay."""
         return True
 
+    def is_repeatable(self) -> bool:
+        """Whether graph, options, target, seed and the batches of data decide the result, and it is all that comes of
+        the pass, for these options. False for what writes files, or takes something from files, clocks or devices."""
+        return True
+
     def run(self, graph: Graph, ctx: Context) -> Result:
         """Change `graph` in place and say what was done. The caller owns the graph; pipelines pass a copy."""
         raise UsageError(self.name, "the pass has no 'run' method", "define run(self, graph, ctx) -> Result")

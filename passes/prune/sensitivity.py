@@ -60,6 +60,10 @@ class Sensitivity(Pass):
         """Some criteria need data, whatever is measured."""
         return self.needs | (NEEDS[self.importance] & {"data"})
 
+    def is_repeatable(self) -> bool:
+        """A plot is a file."""
+        return self.plot is None
+
     def run(self, graph: Graph, ctx: Context) -> Result:
         """Measure.
 

@@ -139,6 +139,10 @@ class Finetune(Pass):
     def needed(self) -> frozenset[str]:
         return self.needs | (frozenset({"evaluate"}) if self.early_stop else frozenset())
 
+    def is_repeatable(self) -> bool:
+        """Devices, processes and what the loader draws take part, and checkpoints are written."""
+        return False
+
     def run(self, graph: Graph, ctx: Context) -> Result:
         """Train the graph's weights. `changed` counts them.
 

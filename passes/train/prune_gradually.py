@@ -98,6 +98,9 @@ class PruneGradually(Pass):
     def needed(self) -> frozenset[str]:
         return self.needs | self.training("").needed()
 
+    def is_repeatable(self) -> bool:
+        return self.training("").is_repeatable()
+
     def run(self, graph: Graph, ctx: Context) -> Result:
         """Cut and train. `changed` counts the groups that went.
 

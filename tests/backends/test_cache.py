@@ -53,7 +53,7 @@ def test_a_hit_gives_the_bytes_and_the_answers_of_the_first_time(target, folder,
     from planish.backends import board, host
 
     first = planish.compile(model(), X, target=target)
-    assert len(files(folder)) == 1
+    assert len(files(folder)) == 3  # the code, what came of the passes, and the types of the model's calls
 
     def not_again(*_, **__):
         raise AssertionError("it was compiled again")
@@ -168,11 +168,11 @@ def test_a_damaged_entry_is_removed_and_said(damage, tmp_path, caplog):
 
 def test_a_damaged_entry_is_built_again(folder):
     first = planish.compile(model(), X, target=BOARD)
-    (path,) = files(folder)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    second = planish.compile(model(), X, target=BOARD)
-    assert second.report.untimed() == first.report.untimed() and path.read_bytes() == whole
+    for path in files(folder):
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        second = planish.compile(model(), X, target=BOARD)
+        assert second.report.untimed() == first.report.untimed() and path.read_bytes() == whole
 
 
 def test_the_least_recently_used_go_first(tmp_path):
