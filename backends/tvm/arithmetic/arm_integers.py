@@ -23,6 +23,13 @@ class NeonIntegers(Integers):
     together: ClassVar[int] = 4
     table_lanes: ClassVar[int] = 16
 
+    def steps(self, real: Any, low: Any, high: Any) -> Any:
+        """An instruction for each end, one to round."""
+        for compare, end in (("fmax", low), ("fmin", high)):
+            ends = T.broadcast(end, self.lanes)
+            real = T.call_llvm_pure_intrin("float32x4", f"llvm.aarch64.neon.{compare}", real, ends)
+        return T.call_llvm_pure_intrin("float32x4", "llvm.roundeven", real)
+
     def stored_bytes(self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any) -> Any:
         """Both steps are exact in 16 bits."""
         lanes = len(reals) * self.lanes
@@ -114,15 +121,27 @@ class ByPixel(NeonIntegers):
         # One load feeds four groups; fewer steps than that end a row, and a whole vector could reach past the buffer.
         whole = [source.vector(offset, self.unroll) for offset in offsets] if steps == self.unroll else None
         for step in range(0, steps, self.group):
+            if whole:
+                fours = [(T.reinterpret(read, dtype="int32x4"), step // self.group) for read in whole]
+            else:
+                fours = [self.fours(source, offset, step, steps) for offset in offsets]
             for v in range(vectors):
                 weight = weights.vector(weight_offset + (step * vectors + v * self.group) * self.lanes, 16)
-                for p, offset in enumerate(offsets):
-                    if whole:
-                        spread = spread_lane(T.reinterpret(whole[p], dtype="int32x4"), step // self.group, self.lanes)
-                    else:
-                        spread = T.broadcast(four_bytes(source, offset + step, steps - step), self.lanes)
+                for p, four in enumerate(fours):
+                    spread = T.reinterpret(spread_lane(*four, self.lanes), dtype="int8x16")
                     total = accumulators[p][v]
-                    total.value = self.add_products(total.value, T.reinterpret(spread, dtype="int8x16"), weight)
+                    total.value = self.add_products(total.value, spread, weight)
+
+    def fours(self, source: Any, offset: Any, step: int, steps: int) -> tuple[Any, int]:
+        """A vector that holds activations `step` .. `step` + 3 of `steps` as a lane of 32 bits, and which lane it is."""
+        if steps >= 8 and steps % self.group == 0:
+            start = min(step - step % 8, steps - 8)
+            return T.reinterpret(source.vector(offset + start, 8), dtype="int32x2"), (step - start) // self.group
+        four = T.reinterpret(four_bytes(source, offset + step, steps - step), dtype="float32")
+        alone = T.Shuffle([four, *[T.float32(0)] * (self.lanes - 1)], list(range(self.lanes)))
+        # Without a fence LLVM spreads them while it loads them, for which a core takes a pipe that multiplies.
+        fenced = T.call_llvm_pure_intrin("float32x4", "llvm.arithmetic.fence", alone)
+        return T.reinterpret(fenced, dtype="int32x4"), 0
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from .arm import NeonFp32
 from .arm_integers import joined, spread_lane
 from .arm_smull import Smull, half_of
+from .base import Integers
 from .tir import T
 
 HELD = 2  # k steps of a pixel that lie in one 64-bit register
@@ -83,6 +84,10 @@ class Vmull(Smull):
             for half, pair in enumerate(pairs)
         )
         return T.call_llvm_pure_intrin("int32x4", "llvm.arm.neon.vpadals", total, first + second)
+
+    def steps(self, real: Any, low: Any, high: Any) -> Any:
+        """No instruction of ARMv7 rounds."""
+        return Integers.steps(self, real, low, high)
 
     def held(self, reals: Sequence[Any], low: Any, high: Any) -> Any:
         """Adding 1.5 * 2**23 rounds half to even, which no instruction of ARMv7 does; the sum's low bits hold it."""

@@ -192,6 +192,15 @@ class Integers(Arithmetic):
         """
         raise NotImplementedError
 
+    def steps(self, real: Any, low: Any, high: Any) -> Any:
+        """A vector of float32, held between two whole numbers and rounded half to even. low, high: scalars."""
+        ends = (T.broadcast(end, self.lanes) for end in (low, high))
+        rounder = T.broadcast(T.float32(ROUNDER), self.lanes)
+        sum_ = T.min(T.max(real, next(ends)), next(ends)) + rounder
+        # By way of the bits: TVM takes x + y - y for x.
+        bits = T.reinterpret(sum_, dtype=f"int32x{self.lanes}")
+        return T.reinterpret(bits, dtype=f"float32x{self.lanes}") - rounder
+
     def stored_bytes(self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any) -> Any:
         """Vectors of float32, rounded half to even, held between two whole numbers, plus zero_point, as one of bytes.
 

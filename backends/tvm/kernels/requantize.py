@@ -160,7 +160,9 @@ def finish_together(
     grid, low, high = Steps(arithmetic.lanes, constant), Constant.LOW, Constant.HIGH
     reals = [_floats(epilogue, s, arithmetic.lanes) * m for s, m in zip(sums, multipliers, strict=True)]
     if residuals:
-        reals = [grid.total(grid.rounded(real), other) for real, other in zip(reals, residuals, strict=True)]
+        ends = constant.scalar(int(low)), constant.scalar(int(high))
+        steps = [arithmetic.steps(real, *ends) for real in reals]
+        reals = [grid.total(own, other) for own, other in zip(steps, residuals, strict=True)]
         low, high = Constant.LOW_OF_SUM, Constant.HIGH_OF_SUM
     bounds = (constant.scalar(int(each)) for each in (low, high, Constant.ZERO_POINT))
     if epilogue.small and not residuals:

@@ -148,9 +148,9 @@ class Winograd:
 
 @dataclass(frozen=True)
 class IntegerWinograd:
-    """A 3x3 convolution of one group and a stride of 1 in integers, 4 x 4 and 3 x 3 outputs at a time.
+    """A convolution of one group in integers: 3x3, or 7x7 with a stride of 2; 4 x 4 or 3 x 3 outputs at a time.
 
-    padding: (top, bottom, left, right) in pixels. What its weights prove of its sums is in `winograd_integer_choice`.
+    padding: (top, bottom, left, right) in pixels. What its weights must prove is in `winograd_integer_choice`.
     """
 
     batch: int | None
@@ -160,6 +160,8 @@ class IntegerWinograd:
     out_channels: int
     padding: tuple[int, int, int, int]
     epilogue: Requantize = REQUANTIZE
+    kernel: int = 3
+    stride: int = 1
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import numpy as np
 from ...tiles import NO_TILES
 from ..arithmetic import Integers, Smull, Vmull
 from .epilogues import Requantize
-from .shapes import DirectConv, IntegerWinograd
+from .shapes import DirectConv, IntegerWinograd, round_up
 from .winograd_choice import taps_on_image
-from .winograd_integer_plan import is_cut, plan
+from .winograd_integer_plan import channels_of, lines_of, plan
 from .winograd_integer_transforms import LARGEST_SUM
 
 # A multiplier is divided by a power of two, which is exact where the quotient is no denormal.
@@ -41,6 +41,10 @@ COSTS: dict[type[Integers], Costs] = {
 }
 
 
+# (kernel, stride) of both directions; the phases of a stride share tiles.
+WINDOWS = {(3, 1), (7, 2)}
+
+
 def instead_of(
     conv: DirectConv, arithmetic: Integers, ends: np.ndarray, multiplier: np.ndarray
 ) -> IntegerWinograd | None:
@@ -49,15 +53,20 @@ def instead_of(
     ends: [2, outputs], the least and the greatest sums (`emit.integer_bounds.sum_ends`); multiplier: of each output.
     """
     cost, window, epilogue = COSTS.get(type(arithmetic)), conv.window, conv.epilogue
-    plain = (window.kernel, window.stride, window.dilation, conv.groups) == ((3, 3), (1, 1), (1, 1), 1)
-    if cost is None or not plain or conv.image or not isinstance(epilogue, Requantize) or epilogue.small:
+    (kernel, across), (stride, step) = window.kernel, window.stride
+    plain = kernel == across and stride == step and window.dilation == (1, 1) and conv.groups == 1 and not conv.image
+    if cost is None or not plain or (kernel, stride) not in WINDOWS:
         return None
-    if not all(map(is_cut, window.output(conv.height, conv.width))) or not is_exact(ends, multiplier):
+    if not isinstance(epilogue, Requantize) or epilogue.small:
         return None
     extents = conv.batch, conv.height, conv.width, conv.in_channels, conv.out_channels
-    spec = IntegerWinograd(*extents, window.padding, epilogue)
+    spec = IntegerWinograd(*extents, window.padding, epilogue, kernel, stride)
+    if not all(line.is_whole for line in lines_of(spec)):
+        return None
     arithmetic = replace(arithmetic, tiles=NO_TILES)
-    return spec if _time(spec, arithmetic, cost) < cost.worth_it * _direct_time(conv, arithmetic, cost) else None
+    if _time(spec, arithmetic, cost) >= cost.worth_it * _direct_time(conv, arithmetic, cost):
+        return None
+    return spec if is_exact(ends, multiplier) else None
 
 
 def is_exact(ends: np.ndarray, multiplier: np.ndarray) -> bool:
@@ -70,19 +79,19 @@ def is_exact(ends: np.ndarray, multiplier: np.ndarray) -> bool:
 def _time(spec: IntegerWinograd, arithmetic: Integers, cost: Costs) -> float:
     """Cycles of all cores together, or those in which weights are read if they are more."""
     p, images = plan(spec, arithmetic), spec.batch or 1
-    each = sum(block.count * block.tiles for block in p.blocks) / p.images
-    transforms = each * (cost.spread * p.pitch_in + cost.gather * p.pitch_out) / p.lanes
+    transforms = p.tiles * (cost.spread * spec.stride**2 * p.pitch_in + cost.gather * p.pitch_out) / p.lanes
     done = images * (p.products(spec) / cost.products + transforms)
-    weights = 2 * len(p.places) * spec.in_channels * p.pitch_out
-    return max(done / arithmetic.cores, _reading(weights, images // p.images, arithmetic, cost))
+    read = 2 * len(p.places) * channels_of(spec) * p.pitch_out
+    return max(done / arithmetic.cores, _reading(read, images // p.images, arithmetic, cost))
 
 
 def _direct_time(conv: DirectConv, arithmetic: Integers, cost: Costs) -> float:
-    images, matrix = conv.batch or 1, conv.in_channels * conv.out_channels
+    """The direct kernel's, which multiplies whole groups of input channels."""
+    images, matrix = conv.batch or 1, round_up(conv.in_channels, arithmetic.group) * conv.out_channels
     done = images * taps_on_image(conv.window, conv.height, conv.width) * matrix / cost.direct
     return max(done / arithmetic.cores, _reading(conv.window.taps * matrix, images, arithmetic, cost))
 
 
-def _reading(weights: int, passes: int, arithmetic: Integers, cost: Costs) -> float:
+def _reading(size: int, passes: int, arithmetic: Integers, cost: Costs) -> float:
     """Cycles of reading bytes of weights: again in each pass where the cache does not hold them."""
-    return (passes if weights > arithmetic.cache else 1) * weights / cost.read
+    return (passes if size > arithmetic.cache else 1) * size / cost.read

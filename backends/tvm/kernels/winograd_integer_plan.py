@@ -1,13 +1,14 @@
-"""How a Winograd convolution of integers is cut: tiles of four and of three outputs a side, blocks of them, parts.
+"""How a Winograd convolution of integers is cut: tiles of six and of five inputs a side, blocks of them, parts.
 
-Six or more outputs in a line are whole tiles of four and three, so that none reaches beyond the map: seven are eleven
-places, where two tiles of four would be twelve.
+With three taps six or more outputs in a line are whole tiles of four and three, so that none reaches beyond the map:
+seven are eleven places, where two tiles of four would be twelve. With four taps tiles have three outputs and two.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import product
+from math import prod
 
 from ..arithmetic import Integers
 from ..arithmetic.arm_words import words
@@ -15,37 +16,45 @@ from .shapes import IntegerWinograd, round_up
 from .tile import Tile, register_tile
 from .winograd_integer_transforms import ONE, PLACES
 
-LEAST = 3  # outputs per side: the smallest tile
+LARGE, SMALL = PLACES  # inputs of a tile, per side
 
 
 @dataclass(frozen=True)
 class Line:
-    """An extent of outputs: tiles of four, then tiles of three."""
+    """An extent of outputs: large tiles, then small ones. most: outputs of a large one; small ones have one less."""
 
     extent: int
-    fours: int
-    threes: int
+    most: int
+    large: int
+    small: int
 
     @staticmethod
-    def of(extent: int) -> Line:
-        tiles = -(-extent // 4)
-        threes = min(tiles, 4 * tiles - extent)
-        return Line(extent, tiles - threes, threes)
+    def of(extent: int, taps: int) -> Line:
+        most = LARGE - taps + 1
+        tiles = -(-extent // most)
+        small = min(tiles, most * tiles - extent)
+        return Line(extent, most, tiles - small, small)
 
-    def count(self, size: int) -> int:
-        """Tiles of a size."""
-        return self.fours if size == 4 else self.threes
+    @property
+    def is_whole(self) -> bool:
+        """Whether its tiles cover it and nothing beyond."""
+        return self.most * self.large + (self.most - 1) * self.small == self.extent
 
-    def first(self, size: int) -> int:
-        """Where the tiles of a size begin."""
-        return 0 if size == 4 else 4 * self.fours
+    def count(self, inputs: int) -> int:
+        """Tiles of so many inputs."""
+        return self.large if inputs == LARGE else self.small
+
+    def first(self, inputs: int) -> int:
+        """Where they begin."""
+        return 0 if inputs == LARGE else self.most * self.large
 
 
 @dataclass(frozen=True)
 class Region:
-    """Tiles of one shape in a block. size: outputs (down, across) of a tile; first: tiles before these; row, column:
-    where they begin, in outputs of the block; down, across: tiles of an image."""
+    """Tiles of one shape in a block. inputs, size: inputs and outputs (down, across) of a tile; first: tiles before
+    these; row, column: where they begin, in outputs of the block; down, across: tiles of an image."""
 
+    inputs: tuple[int, int]
     size: tuple[int, int]
     first: int
     row: int
@@ -103,6 +112,11 @@ class Plan:
         """The number of the place where a bias is added."""
         return self.places.index((ONE, ONE))
 
+    @property
+    def tiles(self) -> int:
+        """Of an image."""
+        return sum(block.count * block.tiles for block in self.blocks) // self.images
+
     def plane(self, tiles: int, pitch: int) -> int:
         """Elements from one place to the next: a vector more than needed, or all would share one set of the cache."""
         return tiles * pitch + 2 * self.lanes
@@ -110,72 +124,83 @@ class Plan:
     def products(self, spec: IntegerWinograd) -> int:
         """Multiply-adds of an image, lanes of outputs that are none included."""
         each = sum(block.count * group.places * group.tiles for block in self.blocks for group in block.groups)
-        return each // self.images * spec.in_channels * self.pitch_out
+        return each // self.images * channels_of(spec) * self.pitch_out
+
+
+def taps_of(spec: IntegerWinograd) -> int:
+    """Taps of a phase's filter, per side: a stride leaves as many phases of the input, each with its part of them."""
+    return -(-spec.kernel // spec.stride)
+
+
+def channels_of(spec: IntegerWinograd) -> int:
+    """Input channels of all phases."""
+    return spec.stride**2 * spec.in_channels
 
 
 def output_of(spec: IntegerWinograd) -> tuple[int, int]:
     """Height and width of the result."""
     top, bottom, left, right = spec.padding
-    return spec.height + top + bottom - 2, spec.width + left + right - 2
+    rows, columns = spec.height + top + bottom - spec.kernel, spec.width + left + right - spec.kernel
+    return rows // spec.stride + 1, columns // spec.stride + 1
 
 
-def is_cut(extent: int) -> bool:
-    """Whether an extent of outputs comes out in whole tiles."""
-    return extent >= LEAST and extent != 5
+def lines_of(spec: IntegerWinograd) -> tuple[Line, Line]:
+    """How the outputs are cut downwards and across."""
+    down, across = (Line.of(extent, taps_of(spec)) for extent in output_of(spec))
+    return down, across
 
 
 def plan(spec: IntegerWinograd, arithmetic: Integers) -> Plan:
-    lanes, (out_height, out_width) = arithmetic.lanes, output_of(spec)
+    lanes, (down, across) = arithmetic.lanes, lines_of(spec)
     pitch_in, pitch_out = round_up(spec.in_channels, lanes), round_up(spec.out_channels, lanes)
-    depth = round_up(pitch_in, 2 * lanes)
-    down, across = Line.of(out_height), Line.of(out_width)
+    depth = round_up(spec.stride**2 * pitch_in, 2 * lanes)
     places = _places(down, across)
-    tiles = (down.fours + down.threes) * (across.fours + across.threes)
+    tiles = prod(line.large + line.small for line in (down, across))
     heavy = pitch_out >= tiles
     vectors, images, parts = pitch_out // lanes, 1, 1
     if heavy:
         batch = spec.batch or 1
         images = max(n for n in range(1, batch + 1) if batch % n == 0 and n * tiles <= pitch_out)
         parts = next(n for n in range(min(arithmetic.cores, vectors), 0, -1) if vectors % n == 0)
-        blocks = (_block(down, across, (4, 3), 0, images, places),)
+        blocks = (_block(down, across, (LARGE, SMALL), 0, images, places),)
     else:
-        each = len(places) * (across.fours + across.threes) * (2 * depth + 4 * pitch_out)
+        each = len(places) * (across.large + across.small) * (2 * depth + 4 * pitch_out)
         most = max(1, 2 * arithmetic.cache // each)
-        blocks = tuple(_strips(down, across, size, most, places) for size in (4, 3) if down.count(size))
-    most = max(group.tiles for block in blocks for group in block.groups)
-    each = vectors // parts
+        blocks = tuple(_strips(down, across, size, most, places) for size in (LARGE, SMALL) if down.count(size))
+    most, each = max(group.tiles for block in blocks for group in block.groups), vectors // parts
     tile = register_tile(words(arithmetic), most, each, multiple=1 if each % 2 else 2)
     return Plan(
-        out_height, out_width, pitch_in, pitch_out, depth, places, blocks, heavy, images, parts, tile, lanes
+        down.extent, across.extent, pitch_in, pitch_out, depth, places, blocks, heavy, images, parts, tile, lanes
     )  # fmt: skip
 
 
 def _places(down: Line, across: Line) -> tuple[tuple[int, int], ...]:
-    """All places that some tile has: those that all have first, then those of the tiles of four rows, then columns."""
-    rows, columns = (4 if line.fours else 3 for line in (down, across))
-    both = product(PLACES[rows], PLACES[columns])
-    return tuple(sorted(both, key=lambda at: (at[1] not in PLACES[3], at[0] not in PLACES[3], at)))
+    """All places that some tile has: those that all have first, then those of large rows, then of large columns."""
+    rows, columns = (PLACES[LARGE if line.large else SMALL] for line in (down, across))
+    shared = PLACES[SMALL]
+    return tuple(sorted(product(rows, columns), key=lambda at: (at[1] not in shared, at[0] not in shared, at)))
 
 
-def _strips(down: Line, across: Line, size: int, most: int, places: tuple[tuple[int, int], ...]) -> Block:
+def _strips(down: Line, across: Line, inputs: int, most: int, places: tuple[tuple[int, int], ...]) -> Block:
     """Lines of tiles, as many in a block as divide them and are not above `most`."""
-    lines = down.count(size)
+    lines, size = down.count(inputs), down.most - (inputs == SMALL)
     each = max(n for n in range(1, lines + 1) if lines % n == 0 and n <= most)
-    strip = Line(each * size, *((each, 0) if size == 4 else (0, each)))
-    return _block(strip, across, (size,), down.first(size), 1, places, lines // each)
+    strip = Line(each * size, down.most, *((each, 0) if inputs == LARGE else (0, each)))
+    return _block(strip, across, (inputs,), down.first(inputs), 1, places, lines // each)
 
 
 def _block(
-    down: Line, across: Line, sizes: tuple[int, ...], row: int, images: int, places: tuple[tuple[int, int], ...],
+    down: Line, across: Line, inputs: tuple[int, ...], row: int, images: int, places: tuple[tuple[int, int], ...],
     count: int = 1,
 ) -> Block:  # fmt: skip
     """Regions in an order in which the tiles of every place lie side by side."""
     regions, first = [], 0
-    for size in [(4, 3), (4, 4), (3, 4), (3, 3)]:
-        tall, wide = down.count(size[0]), across.count(size[1])
-        if size[0] in sizes and tall and wide:
-            regions.append(Region(size, first, down.first(size[0]), across.first(size[1]), tall, wide))
-            first += images * tall * wide
+    for tall, wide in [(LARGE, SMALL), (LARGE, LARGE), (SMALL, LARGE), (SMALL, SMALL)]:
+        lines, columns = down.count(tall), across.count(wide)
+        if tall in inputs and lines and columns:
+            size = down.most - (tall == SMALL), across.most - (wide == SMALL)
+            regions.append(Region((tall, wide), size, first, down.first(tall), across.first(wide), lines, columns))
+            first += images * lines * columns
     return Block(tuple(regions), _groups(regions, places, images), row, down.extent, count, first)
 
 
@@ -183,7 +208,7 @@ def _groups(regions: list[Region], places: tuple[tuple[int, int], ...], images: 
     """Neighbouring places with the same tiles."""
     groups: list[Group] = []
     for number, (i, j) in enumerate(places):
-        those = [region for region in regions if i in PLACES[region.size[0]] and j in PLACES[region.size[1]]]
+        those = [region for region in regions if i in PLACES[region.inputs[0]] and j in PLACES[region.inputs[1]]]
         if not those:
             continue
         first, tiles = those[0].first, sum(images * region.down * region.across for region in those)

@@ -13,7 +13,7 @@ from .microkernel import Accumulators, Ahead, halved
 from .output import Output
 from .shapes import IntegerWinograd, round_up
 from .tile import segments
-from .winograd_integer_plan import Block, Group, Plan, Region
+from .winograd_integer_plan import Block, Group, Plan, Region, channels_of, taps_of
 from .winograd_integer_transforms import PLACES, Lanes, gather_line, spread_line, sums
 
 
@@ -45,6 +45,11 @@ class Share:
     products: View
 
 
+def rows_of(spec: IntegerWinograd, block: Block) -> int:
+    """Rows of input, with the padding, that the outputs of a block are made of."""
+    return spec.stride * (block.rows + taps_of(spec) - 1)
+
+
 @dataclass(frozen=True)
 class Steps:
     """source: the block's input with its padding, from element `start` on; line: elements of one of its rows; spread:
@@ -62,22 +67,24 @@ class Steps:
 
     def spread_tile(self, region: Region, spot: Spot) -> None:
         """The input of a tile, transformed, at every place that it has: eight channels at a time, or four."""
-        p, (tall, wide) = self.plan, region.size
-        lanes = 2 * p.lanes if p.pitch_in % (2 * p.lanes) == 0 else p.lanes
-        row, column = region.row + spot.line * tall, region.column + spot.column * wide
-        first = self.start + (spot.image * (self.block.rows + 2) + row) * self.line + column * p.pitch_in
+        p, stride, (down, across) = self.plan, self.spec.stride, region.inputs
+        run = stride * p.pitch_in  # bytes that a phase's pixel has in one row
+        lanes = 2 * p.lanes if run % (2 * p.lanes) == 0 else p.lanes
+        row, column = region.row + spot.line * region.size[0], region.column + spot.column * region.size[1]
+        first = self.start + (spot.image * self.rows + row * stride) * self.line + column * run
         mine = self.number(region, spot) * p.depth
-        with self.kernel.loop(p.pitch_in // lanes) as vector:
+        with self.kernel.grid(stride, run // lanes) as (phase, vector):
 
             def read(i: int, j: int) -> Lanes:
-                value = self.source.vector(first + i * self.line + j * p.pitch_in + vector * lanes, lanes)
+                place = first + (i * stride + phase) * self.line + j * run + vector * lanes
+                value = self.source.vector(place, lanes)
                 return Lanes(self.kernel, value.astype(f"int16x{lanes}"), lanes, "int16")
 
-            columns = [spread_line([read(i, j) for i in range(tall + 2)]) for j in range(wide + 2)]
-            for i, line in zip(PLACES[tall], zip(*columns, strict=True), strict=True):
-                for j, value in zip(PLACES[wide], spread_line(line), strict=True):
+            columns = [spread_line([read(i, j) for i in range(down)]) for j in range(across)]
+            for i, line in zip(PLACES[down], zip(*columns, strict=True), strict=True):
+                for j, value in zip(PLACES[across], spread_line(line), strict=True):
                     plane = p.places.index((i, j)) * p.plane(self.block.tiles, p.depth)
-                    self.spread.store(plane + mine + vector * lanes, value.value, lanes)
+                    self.spread.store(plane + mine + phase * run + vector * lanes, value.value, lanes)
 
     def multiply(self, share: Share, weights: View, starts: View) -> None:
         """A matrix product for each place: tiles x input channels by input x output channels."""
@@ -95,7 +102,7 @@ class Steps:
         self, share: Share, group: Group, place: Index, patch: Patch, weights: View, starts: View
     ) -> None:
         """One register tile at a place."""
-        p, how, depth = self.plan, words(self.arithmetic), self.spec.in_channels
+        p, how, depth = self.plan, words(self.arithmetic), channels_of(self.spec)
         lanes, channel = p.lanes, (share.first + patch.vector) * p.lanes
         sums = Accumulators(self.kernel, how, patch.tiles, patch.vectors)
         sums.start(starts, self.kernel.select(place == p.one, p.pitch_out, 0) + channel)
@@ -105,7 +112,10 @@ class Steps:
             rows, number = round_up(group.tiles, patch.tiles) // patch.tiles, (patch.tile - group.first) // patch.tiles
             ahead = Ahead.plan(how, here + depth * patch.vectors * lanes, depth, patch.vectors, rows, number)
         first = place * p.plane(self.block.tiles, p.depth) + patch.tile * p.depth
-        sums.accumulate(self.spread, [first + i * p.depth for i in range(patch.tiles)], weights, here, depth, ahead)
+        for start, done, length in self.runs:
+            offsets = [first + start + i * p.depth for i in range(patch.tiles)]
+            passed = ahead and ahead.after(done // how.unroll)
+            sums.accumulate(self.spread, offsets, weights, here + done * patch.vectors * lanes, length, passed)
         target = place * p.plane(self.block.tiles, share.pitch) + patch.tile * share.pitch + patch.vector * lanes
         sums.finish(lambda i, v, value: share.products.store(target + i * share.pitch + v * lanes, value, lanes))
 
@@ -120,13 +130,27 @@ class Steps:
                 plane = p.places.index((i, j)) * p.plane(self.block.tiles, share.pitch)
                 return Lanes(self.kernel, share.products.vector(plane + start, lanes), lanes, "int32")
 
-            columns = [gather_line([read(i, j) for i in PLACES[tall]]) for j in PLACES[wide]]
+            taps, (down, across) = taps_of(self.spec), region.inputs
+            columns = [gather_line([read(i, j) for i in PLACES[down]], taps) for j in PLACES[across]]
             for i, line in enumerate(zip(*columns, strict=True)):
-                values = [sums(value, lanes) for value in gather_line(line)]
+                values = [sums(value, lanes) for value in gather_line(line, taps)]
                 pixel = ((top + i) * p.out_width + left) * p.pitch_out + channel
                 for j, count in halved(wide, output.together):
                     offsets = [pixel + (j + n) * p.pitch_out for n in range(count)]
                     output.write_runs(offsets, values[j : j + count], [channel] * count)
+
+    @property
+    def rows(self) -> int:
+        """Of the input, with its padding, that an image of the block has."""
+        return rows_of(self.spec, self.block)
+
+    @property
+    def runs(self) -> list[tuple[int, int, int]]:
+        """(start, channels before it, channels) of those of a tile that lie side by side: all, or those of a phase."""
+        p, channels = self.plan, self.spec.in_channels
+        if p.pitch_in == channels or self.spec.stride == 1:
+            return [(0, 0, channels_of(self.spec))]
+        return [(i * p.pitch_in, i * channels, channels) for i in range(self.spec.stride**2)]
 
     def number(self, region: Region, spot: Spot) -> Index:
         """Of a tile in its block."""

@@ -21,8 +21,8 @@ from .requantize import Constant
 from .shapes import IntegerWinograd, Signature
 from .tile import is_parallel
 from .winograd_border import Border
-from .winograd_integer_plan import Block, Plan, plan
-from .winograd_integer_steps import Share, Spot, Steps
+from .winograd_integer_plan import LARGE, Block, Plan, channels_of, plan, taps_of
+from .winograd_integer_steps import Share, Spot, Steps, rows_of
 from .winograd_integer_transforms import BITS, OF_BIAS, weights
 
 
@@ -30,7 +30,7 @@ def signature(spec: IntegerWinograd, arithmetic: Integers) -> Signature:
     p = plan(spec, arithmetic)
     source = (spec.batch, spec.height, spec.width, p.pitch_in)
     output = (spec.batch, p.out_height, p.out_width, p.pitch_out)
-    packed = ((len(p.places) * spec.in_channels * p.pitch_out,), "int16"), ((2 * p.pitch_out,), "int32")
+    packed = ((len(p.places) * channels_of(spec) * p.pitch_out,), "int16"), ((2 * p.pitch_out,), "int32")
     return product_weights.signature(spec.epilogue, arithmetic, source, output, packed, p.pitch_out)
 
 
@@ -43,20 +43,20 @@ def pack(
     constants: np.ndarray,
     zero_point: int,
 ) -> list[np.ndarray]:
-    """weight [out, in, 3, 3] -> transformed panels of each place; what sums begin with; what the epilogue reads.
+    """weight [out, in, kernel, kernel] -> transformed panels of each place; what sums begin with; for the epilogue.
 
     Sums begin with zeros, at one place with the bias, which holds the zero point's part as in `product_weights`:
     padding is filled with it. Multipliers undo the power of two that is left in the sums, exactly.
     """
     p, each = plan(spec, arithmetic), plan(spec, arithmetic).pitch_out // plan(spec, arithmetic).parts
-    placed, panels = weights(weight), []
+    placed, panels = weights(weight, spec.stride), []
     for i, j in p.places:
-        matrix = np.zeros((p.pitch_out, spec.in_channels), np.int16)
+        matrix = np.zeros((p.pitch_out, channels_of(spec)), np.int16)
         matrix[: spec.out_channels] = placed[i, j]
         for first in range(0, p.pitch_out, each):
             panels.append(packing.panels(matrix[first : first + each], words(arithmetic), p.tile.vectors))
     own = np.zeros(spec.out_channels, np.int64) if bias is None else np.asarray(bias, np.int64).reshape(-1)
-    corrected = OF_BIAS * (own - zero_point * np.asarray(weight).sum((1, 2, 3), dtype=np.int64))
+    corrected = OF_BIAS[taps_of(spec)] * (own - zero_point * np.asarray(weight).sum((1, 2, 3), dtype=np.int64))
     start = packing.lanes_of(corrected.astype(np.int32), spec.out_channels, p.lanes, "int32")
     numbers = constants.copy()
     numbers[Constant.ZERO_OWN] = zero_point
@@ -70,7 +70,8 @@ def pack(
 
 def describe(spec: IntegerWinograd, arithmetic: Integers) -> str:
     tile = plan(spec, arithmetic).tile
-    sizes = "4x4 of 3x3 in int16"
+    size, stride = LARGE - taps_of(spec) + 1, f" by {spec.stride}" if spec.stride > 1 else ""
+    sizes = f"{size}x{size} of {spec.kernel}x{spec.kernel}{stride} in int16"
     return f"winograd {sizes}, tile {tile.pixels} pixels x {tile.vectors} vectors of {arithmetic.lanes}"
 
 
@@ -81,7 +82,7 @@ def prim_func(spec: IntegerWinograd, arithmetic: Integers) -> Any:
         assert output.constants is not None
         p, source = plan(spec, arithmetic), given.sources[0]
         zero = output.constants.scalar(int(Constant.ZERO_OWN)).astype(arithmetic.activation)
-        border = Border(kernel, spec.height, spec.width, p.pitch_in, spec.padding, zero)
+        border = Border(kernel, spec.height, spec.width, p.pitch_in, _padding(spec, p), zero)
         packed, starts = given.weights[:2]
         nest = _Nest(kernel, arithmetic, spec, p, source, border, packed, starts, output)
         batch = spec.batch or given.batch
@@ -90,6 +91,13 @@ def prim_func(spec: IntegerWinograd, arithmetic: Integers) -> Any:
         else:
             nest.emit_strips(batch)
     return kernel.prim_func
+
+
+def _padding(spec: IntegerWinograd, p: Plan) -> tuple[int, int, int, int]:
+    """That of the convolution, up to the last phase of the last outputs."""
+    top, _, left, _ = spec.padding
+    rows, columns = (spec.stride * (extent + taps_of(spec) - 1) for extent in (p.out_height, p.out_width))
+    return top, rows - spec.height - top, left, columns - spec.width - left
 
 
 @dataclass(frozen=True)
@@ -112,7 +120,8 @@ class _Nest:
         for block in p.blocks:
             with self.kernel.grid(batch, block.count, parallel=self.parallel) as (image, number):
                 row = block.row + number * block.rows
-                steps = self.steps(block, *self.bordered(image, 1, row, block.rows + 2, parallel=False))
+                first = row * self.spec.stride
+                steps = self.steps(block, *self.bordered(image, 1, first, rows_of(self.spec, block), parallel=False))
                 share = self.share(block, 0, p.pitch_out // p.lanes)
                 for region in block.regions:
                     with self.kernel.grid(region.down, region.across) as (line, column):
@@ -129,7 +138,9 @@ class _Nest:
         blocks = batch if self.spec.batch is None else self.spec.batch // p.images
         with self.kernel.loop(blocks) as number:
             image = number * p.images
-            steps = self.steps(block, *self.bordered(image, p.images, 0, block.rows + 2, parallel=self.parallel))
+            steps = self.steps(
+                block, *self.bordered(image, p.images, 0, rows_of(self.spec, block), parallel=self.parallel)
+            )
             for region in block.regions:
                 extents = p.images, region.down, region.across
                 with self.kernel.grid(*extents, parallel=self.parallel) as (inside, line, column):
@@ -160,7 +171,7 @@ class _Nest:
 
     def bordered(self, image: Index, images: int, row: Index, rows: int, *, parallel: bool) -> tuple[View, Index]:
         """(view, first element) of rows of the input, counted with the padding: a copy where there is padding."""
-        if not any(self.spec.padding):
+        if not any(self.border.padding):
             return self.source.at(image), row * self.border.line
         to = self.kernel.workspace(images * rows * self.border.line, self.source.dtype)
         with self.kernel.grid(images, rows, parallel=parallel) as (inside, line):

@@ -57,7 +57,7 @@ def _winograd(spec: Winograd, batch: int) -> int:
 
 def _integer_winograd(spec: IntegerWinograd, batch: int) -> int:
     pixels = prod(winograd_integer_plan.output_of(spec))
-    return (spec.batch or batch) * pixels * spec.out_channels * spec.in_channels * 9
+    return (spec.batch or batch) * pixels * spec.out_channels * spec.in_channels * spec.kernel**2
 
 
 def _transposed(spec: TransposedConv, batch: int) -> int:

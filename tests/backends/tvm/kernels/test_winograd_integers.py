@@ -46,7 +46,7 @@ AROUND = (1, 1, 1, 1)
 class Portable(Smull):
     """Smull, with the storing of 32-bit ARM, which needs no intrinsics of ARM: the kernels run on this processor."""
 
-    held = Vmull.held
+    held, steps = Vmull.held, Vmull.steps
 
 
 @pytest.fixture
@@ -67,6 +67,9 @@ CASES = {
     "one tile": (3, 3, 4, 12, 8, AROUND),
     "batch known at run time": (None, 7, 8, 16, 40, AROUND),
     "strips, batch known at run time": (None, 16, 16, 12, 8, AROUND),
+    "phases of a stride": (1, 21, 26, 3, 40, (3, 3, 3, 3), 7, 2),
+    "phases of a stride, whole pixels, strips": (2, 32, 19, 4, 12, (3, 2, 2, 3), 7, 2),
+    "phases of a stride, no padding": (None, 15, 16, 5, 8, (0, 0, 0, 0), 7, 2),
 }
 
 
@@ -88,7 +91,8 @@ class Layer:
 
     @staticmethod
     def of(extents: tuple, *, extreme: bool = False, added: bool = False, zero_point: int = -128) -> "Layer":
-        batch, height, width, inputs, outputs, (top, bottom, left, right) = extents
+        batch, height, width, inputs, outputs, (top, bottom, left, right) = extents[:6]
+        kernel, stride = extents[6:] or (3, 1)
         generator, images = np.random.default_rng(3), batch or 2
 
         def drawn(ends: tuple[int, int], *shape: int) -> np.ndarray:
@@ -96,24 +100,27 @@ class Layer:
             values = generator.choice([low, high], shape) if extreme else generator.integers(low, high + 1, shape)
             return values.astype(np.int8)
 
-        x, weight = drawn((-128, 127), images, inputs, height, width), drawn((-127, 127), outputs, inputs, 3, 3)
+        x, weight = (
+            drawn((-128, 127), images, inputs, height, width),
+            drawn((-127, 127), outputs, inputs, kernel, kernel),
+        )
         if extreme:
             x[0, :, : height // 2 + 1], weight[0], weight[-1] = 127, 127, -127
         bias = generator.integers(-(2**20), 2**20, outputs).astype(np.int32)
-        factors = (generator.uniform(0.2, 2, outputs) / (2400 * (9 * inputs) ** 0.5)).astype(np.float32)
+        factors = (generator.uniform(0.2, 2, outputs) / (2400 * kernel * inputs**0.5)).astype(np.float32)
         if extreme:
-            factors[[0, -1]] = 100 / (127 * 255 * 9 * inputs)
+            factors[[0, -1]] = 100 / (127 * 255 * kernel**2 * inputs)
         grid, last = StoredGrid(5, -125, 125), StoredGrid(-3, -127, 126)
         addition = Addition(7042 / 8192, 5000 / 8192, 9, last) if added else None
         centered = np.pad(x.astype(np.int64) - zero_point, ((0, 0), (0, 0), (top, bottom), (left, right)))
-        sums = conv(centered, weight, bias, (1, 1), (0, 0), (1, 1), 1)
+        sums = conv(centered, weight, bias, (stride, stride), (0, 0), (1, 1), 1)
         wanted = requantize(sums, factors.reshape(-1, 1, 1), grid.zero_point, grid.low, grid.high)
         other = torch.from_numpy(drawn((-128, 127), *wanted.shape)) if added else None
         if addition is not None and other is not None:
             own = (wanted - grid.zero_point) * addition.factor
             total = own + (other.numpy().astype(np.int64) - addition.zero_other) * addition.factor_other
             wanted = np.clip(np.rint(total) + last.zero_point, last.low, last.high)
-        spec = IntegerWinograd(*extents, Requantize("after" if added else None))
+        spec = IntegerWinograd(*extents[:6], Requantize("after" if added else None), kernel, stride)
         numbers = constants(grid, addition)
         return Layer(spec, torch.from_numpy(x), weight, bias, factors, numbers, zero_point, other, sums, wanted)
 
@@ -128,7 +135,7 @@ class Layer:
 def test_bytes_are_those_of_the_contract(arm, case, extreme):
     layer = Layer.of(CASES[case], extreme=extreme, zero_point=-128 if extreme else 11)
     wraps_around = np.abs(layer.sums).max() * SCALE > 2**31  # in the transform of the products
-    assert wraps_around or not extreme or layer.spec.in_channels < 16
+    assert wraps_around or not extreme or layer.spec.in_channels < 12
     layer.check(arm)
 
 
@@ -159,18 +166,20 @@ def test_parts_and_blocks_give_the_same_bytes(arm, extents, parts):
     layer.check(Runner(replace(arm.machine, arithmetic=cut)))
 
 
-@pytest.mark.parametrize("size", PLACES)
-def test_transforms_filter_exactly_within_their_ranges(size):
+@pytest.mark.parametrize("taps", WEIGHT)
+@pytest.mark.parametrize("inputs", PLACES)
+def test_transforms_filter_exactly_within_their_ranges(inputs, taps):
     """As whole numbers of Python: transformed, multiplied and transformed back they are 30 times the correlation."""
     generator = np.random.default_rng(0)
-    d, g = (generator.integers(-99, 99, n).tolist() for n in (size + 2, 3))
-    weights = [sum(int(w) * tap for w, tap in zip(WEIGHT[place], g, strict=True)) for place in PLACES[size]]
+    d, g = (generator.integers(-99, 99, n).tolist() for n in (inputs, taps))
+    weights = [sum(int(w) * tap for w, tap in zip(WEIGHT[taps][place], g, strict=True)) for place in PLACES[inputs]]
     products = [w * value for w, value in zip(weights, spread_line(d), strict=True)]
-    assert gather_line(products) == [30 * sum(d[i + j] * g[j] for j in range(3)) for i in range(size)]
+    wanted = [30 * sum(d[i + j] * g[j] for j in range(taps)) for i in range(inputs - taps + 1)]
+    assert gather_line(products, taps) == wanted
     # The largest of a line is the sum of its coefficients' magnitudes; lines of both directions multiply.
-    rows = np.array([spread_line([int(i == j) for i in range(size + 2)]) for j in range(size + 2)])
-    largest = np.abs(rows).sum(0).max()
-    assert largest * 14 * 128 < 2**15 and largest <= 14 and (np.abs(WEIGHT).sum(1).max() ** 2) * 128 < 2**15
+    rows = np.array([spread_line([int(i == j) for i in range(inputs)]) for j in range(inputs)])
+    assert np.abs(rows).sum(0).max() <= 14 and 14 * 14 * 128 < 2**15
+    assert np.abs(WEIGHT[taps]).sum(1).max() ** 2 * 128 < 2**15
 
 
 @cache
@@ -205,7 +214,12 @@ def test_sums_may_wrap_around(board):
 
 SAME = Window((3, 3), padding=AROUND)
 CONV = DirectConv(1, 14, 14, 256, 256, SAME, epilogue=Requantize())
+STEM = DirectConv(1, 224, 224, 3, 64, Window((7, 7), (2, 2), (3, 3, 3, 3)), epilogue=Requantize())
 ENDS, FACTORS = np.array([[-(2**28)], [2**28]]), np.array([1e-3, 0.0], np.float32)
+
+
+def chosen(conv: DirectConv, arithmetic, ends=ENDS, factors=FACTORS):
+    return instead_of(conv, arithmetic, ends, factors)
 
 
 @pytest.mark.parametrize(
@@ -215,12 +229,15 @@ ENDS, FACTORS = np.array([[-(2**28)], [2**28]]), np.array([1e-3, 0.0], np.float3
         (CONV, True, True),
         (DirectConv(1, 7, 7, 512, 512, SAME, epilogue=Requantize()), True, False),  # weights take longer than products
         (DirectConv(1, 112, 112, 8, 8, SAME, epilogue=Requantize()), False, False),  # transforms take longer
+        (STEM, True, True),
+        (replace(STEM, in_channels=8, out_channels=8), False, False),
     ],
 )
 def test_choice(conv, one_core, four_cores):
-    for cores, chosen in ((1, one_core), (4, four_cores)):
-        found = instead_of(conv, Smull(4, 32, cores), ENDS, FACTORS)
-        assert found == (IntegerWinograd(*_extents(conv), AROUND, Requantize()) if chosen else None)
+    extents = conv.batch, conv.height, conv.width, conv.in_channels, conv.out_channels, conv.window.padding
+    wanted = IntegerWinograd(*extents, conv.epilogue, conv.window.kernel[0], conv.window.stride[0])
+    for cores, pays in ((1, one_core), (4, four_cores)):
+        assert chosen(conv, Smull(4, 32, cores)) == (wanted if pays else None)
 
 
 @pytest.mark.parametrize(
@@ -232,29 +249,25 @@ def test_choice(conv, one_core, four_cores):
         replace(CONV, groups=2),
         replace(CONV, image=True),
         replace(CONV, epilogue=Dequantize()),
-        replace(CONV, height=5),  # no whole tiles
+        replace(CONV, height=5),
         replace(CONV, width=2),
     ],
-    ids=["stride", "dilation", "window", "groups", "image", "floats", "five rows", "two columns"],
+    ids=["stride", "dilation", "window", "groups", "image", "floats", "no whole tiles down", "nor across"],
 )
 def test_others_stay_direct(conv):
-    assert instead_of(conv, Smull(4, 32), ENDS, FACTORS) is None
+    assert chosen(conv, Smull(4, 32)) is None
 
 
 def test_only_what_is_exact():
     """A layer whose weights allow larger sums, or whose multiplier has no exact quarter, stays direct."""
-    assert instead_of(CONV, Smull(4, 32), ENDS, FACTORS)
-    assert instead_of(CONV, Smull(4, 32), ENDS * 2, FACTORS) is None
-    assert instead_of(CONV, Smull(4, 32), ENDS, np.array([1e-3, 1e-38], np.float32)) is None
+    assert chosen(CONV, Smull(4, 32)) and chosen(STEM, Smull(4, 32))
+    assert chosen(CONV, Smull(4, 32), ends=ENDS * 2) is None
+    assert chosen(CONV, Smull(4, 32), factors=np.array([1e-3, 1e-38], np.float32)) is None
     weight = np.full((1, 1841, 3, 3), 127, np.int8)
     largest = np.abs(sum_ends(weight, np.zeros(1), -128, "int8")).max()
     assert largest <= LARGEST_SUM < largest * 1842 / 1841  # what 2**29 means for the widest layer
 
 
 def test_only_where_it_is_faster():
-    assert instead_of(CONV, Sdot(4, 32), ENDS, FACTORS) is None
-    assert instead_of(CONV, Vmull(4, 16), ENDS, FACTORS)
-
-
-def _extents(conv: DirectConv) -> tuple:
-    return conv.batch, conv.height, conv.width, conv.in_channels, conv.out_channels
+    assert chosen(CONV, Sdot(4, 32)) is None
+    assert chosen(CONV, Vmull(4, 16))
