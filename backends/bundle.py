@@ -47,21 +47,19 @@ def write_bundle(
         raise BundleError(str(path), f"the manifest cannot be written: {e}") from None
     check_golden(str(path), manifest, contents)
     with write_aside(path) as draft:
-        draft.write_bytes(zipped(text, contents))
+        write_zip(draft, text, contents)
     return Path(path)
 
 
-def zipped(text: bytes, contents: Mapping[str, bytes]) -> bytes:
-    """The bytes of a bundle whose manifest has this text."""
+def write_zip(path: Path, text: bytes, contents: Mapping[str, bytes]) -> None:
+    """Write a bundle whose manifest has this text."""
     first = {MANIFEST: text, SEAL: sha256(text).encode()}
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, content in [*first.items(), *sorted(contents.items())]:
             info = zipfile.ZipInfo(name, EPOCH)
             info.create_system = 3  # Unix: unzip then restores the mode, and the runner runs
             info.external_attr = (stat.S_IFREG | (0o755 if name in EXECUTABLES else 0o644)) << 16
             archive.writestr(info, content)
-    return file.getvalue()
 
 
 def made_with() -> dict[str, str]:
@@ -167,12 +165,16 @@ class Bundle:
 
 
 def read_zip(where: str) -> dict[str, bytes]:
-    """All members of a file that is an uncompressed zip with plain names."""
+    """All members of a file that is an uncompressed zip with plain names.
+
+    Zip's own checksums are not looked at: every member has its sha256 in the manifest.
+    """
     try:
-        with zipfile.ZipFile(io.BytesIO(Path(where).read_bytes())) as archive:
+        file = Path(where).read_bytes()
+        with zipfile.ZipFile(io.BytesIO(file)) as archive:
             infos = archive.infolist()
-            problem = next(filter(None, map(unusual, infos)), None) or repeated([i.filename for i in infos])
-            contents = {} if problem else {info.filename: archive.read(info) for info in infos}
+        problem = next(filter(None, map(unusual, infos)), None) or repeated([i.filename for i in infos])
+        contents = {} if problem else {info.filename: _stored(memoryview(file), info) for info in infos}
     except OSError as e:
         # zipfile seeks to offsets that the file names: a broken offset is an OSError too, with no file name.
         what = f"it cannot be read ({e.strerror or e})" if e.filename else "it is damaged"
@@ -182,6 +184,14 @@ def read_zip(where: str) -> dict[str, bytes]:
     if problem:
         raise BundleError(where, problem, "this is no bundle, or it was edited", "build it again")
     return contents
+
+
+def _stored(file: memoryview, info: zipfile.ZipInfo) -> bytes:
+    """A member's bytes, behind its header of thirty bytes, its name and what zip calls extra."""
+    header = file[info.header_offset : info.header_offset + 30]
+    name, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
+    start = info.header_offset + 30 + name + extra
+    return bytes(file[start : start + info.file_size])
 
 
 def unusual(info: zipfile.ZipInfo) -> str | None:

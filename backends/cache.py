@@ -17,7 +17,7 @@ from typing import Any
 
 from ..ir.errors import BundleError, UsageError, first_line
 from ..ir.files import write_aside
-from .bundle import MANIFEST, SEAL, read_zip, sha256, zipped
+from .bundle import MANIFEST, SEAL, read_zip, sha256, write_zip
 
 FOLDER = "PLANISH_CACHE_DIR"
 SIZE = "PLANISH_CACHE_SIZE"
@@ -95,11 +95,11 @@ class Cache:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not self._is_ours():
                 return
-            content = zipped(_text(key, entry), entry.members)
-            if len(content) > self.limit:
+            text = _text(key, entry)
+            if len(text) + sum(map(len, entry.members.values())) > self.limit:
                 return
             with write_aside(self._path(key)) as draft:
-                draft.write_bytes(content)
+                write_zip(draft, text, entry.members)
             self._evict(keep=self._path(key))
         except OSError as error:
             self._say(f"nothing is kept in '{self.folder}' ({error.strerror or error})")

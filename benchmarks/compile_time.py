@@ -5,11 +5,13 @@
 
 Every figure comes from a process of its own and is the median of `--repeats`. "imports" is what Python needs to load
 PyTorch, TVM and Planish before a model is looked at, and is not part of "total"; what torch.export loads when it is
-first called is part of "capture". "CPU" is the time of all threads in "total", which other work on the machine changes
-less. The second run finds the code of the first in a cache that is made for the measurement.
+first called is part of "lookup" (the search for what was made before) or "capture", whichever needs it first.
+"CPU" is the time of all threads in "total", which other work on the machine changes less. The second run finds the
+outcome and the code of the first in a cache that is made for the measurement, and must write the same bundle.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
@@ -27,11 +29,11 @@ RECIPES = {
     "float": "canonicalize, fold-batch-norm",
     "int8": "canonicalize, fold-batch-norm, insert-fake-quant, calibrate, lower-integers",
 }
-PHASES = ("imports", "capture", "passes", "build", "save", "total", "CPU")
+PHASES = ("imports", "lookup", "capture", "passes", "build", "save", "total", "CPU")
 
 
-def measure(name: str, form: str, target: str) -> dict[str, float]:
-    """Compile and save one model in this process -> seconds by phase."""
+def measure(name: str, form: str, target: str) -> dict:
+    """Compile and save one model in this process -> seconds by phase, and the sha256 of the bundle."""
     started = time.perf_counter()
     import torch
     from models import MODELS
@@ -47,13 +49,14 @@ def measure(name: str, form: str, target: str) -> dict[str, float]:
     compiled = planish.compile(model, args, recipe=RECIPES[form], target=target, data=[args])
     built = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        compiled.save(Path(folder) / "model.planish")
-    done = time.perf_counter()
-    whole = {"save": done - built, "total": done - ready, "CPU": time.process_time() - worked}
-    return {"imports": imported - started, **compiled.report.seconds, **whole}
+        bundle = compiled.save(Path(folder) / "model.planish")
+        done, spent = time.perf_counter(), time.process_time() - worked
+        whole = {"save": done - built, "total": done - ready, "CPU": spent}
+        digest = hashlib.sha256(bundle.read_bytes()).hexdigest()
+    return {"imports": imported - started, **compiled.report.seconds, **whole, "bundle": digest}
 
 
-def in_a_process(name: str, form: str, target: str, cache: str) -> dict[str, float]:
+def in_a_process(name: str, form: str, target: str, cache: str) -> dict:
     command = [sys.executable, __file__, "--one", name, form, target]
     environment = {**os.environ, "PLANISH_CACHE": "on", "PLANISH_CACHE_DIR": cache}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -64,13 +67,15 @@ def in_a_process(name: str, form: str, target: str, cache: str) -> dict[str, flo
 
 def medians(name: str, form: str, target: str, repeats: int) -> dict[str, dict[str, float]]:
     """ "cold" and "warm" -> seconds by phase."""
-    taken: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
+    taken: dict[str, list[dict]] = {"cold": [], "warm": []}
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as cache:
             for state in taken.values():
                 state.append(in_a_process(name, form, target, cache))
+    if len({run["bundle"] for runs in taken.values() for run in runs}) != 1:
+        raise SystemExit(f"{name}, {form}, {target}: the bundles are not the same bytes")
     return {
-        state: {phase: statistics.median(run[phase] for run in runs) for phase in PHASES}
+        state: {phase: statistics.median(run.get(phase, 0.0) for run in runs) for phase in PHASES}
         for state, runs in taken.items()
     }
 

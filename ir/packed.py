@@ -64,7 +64,7 @@ def _arrange(module: torch.nn.Module, order: list[str]) -> None:
     """Put modules and tensors into this order, in which an optimizer counts parameters."""
     ranks = {name: rank for rank, name in enumerate(order)}
     for path, inner in module.named_modules():
-        tables: tuple[dict[str, Any], ...] = (inner._parameters, inner._buffers, inner._modules)
+        tables: tuple[Any, ...] = (inner._parameters, inner._buffers, inner._modules)
         for table in tables:
             entries = sorted(table.items(), key=lambda entry: ranks[f"{path}.{entry[0]}" if path else entry[0]])
             table.clear()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import importlib
 import importlib.metadata
 import json
 import math
@@ -9,10 +10,11 @@ import re
 import tomllib
 import types
 import typing
+from pathlib import Path
 from typing import Any
 
 from ..ir.errors import UsageError
-from .base import REGISTRY, Pass
+from .base import NAME, REGISTRY, Pass
 
 ENTRY_POINT_GROUP = "planish.passes"
 
@@ -96,11 +98,21 @@ def make(name: str, options: dict[str, Any]) -> Pass:
 def lookup(name: str) -> type[Pass]:
     """The class of a pass, from planish itself or from a plug-in's entry point."""
     if name not in REGISTRY:
+        _load_own(name)
+    if name not in REGISTRY:
         load_all()
     if name not in REGISTRY:
         hint = did_you_mean(name, REGISTRY) or "'planish passes' lists them"
         raise UsageError("pipeline", f"unknown pass '{name}'", hint)
     return REGISTRY[name]
+
+
+def _load_own(name: str) -> None:
+    """Import the file that is called like the pass: a pipeline loads the passes that it runs, and no others."""
+    folder = Path(__file__).parent
+    for path in sorted(folder.rglob(f"{name.replace('-', '_')}.py")) if NAME.fullmatch(name) else ():
+        place = path.relative_to(folder).with_suffix("")
+        importlib.import_module(".".join(("", *place.parts)), __package__)
 
 
 def load_all() -> None:

@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import stat
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -213,7 +214,7 @@ def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path, caplog, monkeypa
     assert caplog.text.count("nothing is kept") == 1 and cache.get("k") is None and not cache.stored()
     # A full disk shows itself when a file is written; root may write everywhere, so that no mode of a folder stops it.
     full = Cache(tmp_path / "full")
-    monkeypatch.setattr(Path, "write_bytes", _no_space)
+    monkeypatch.setattr(zipfile.ZipFile, "writestr", _no_space)
     with caplog.at_level(logging.WARNING, "planish"):
         full.put("k", entry())
     assert "No space left" in caplog.text and not files(tmp_path / "full")

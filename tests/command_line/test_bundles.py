@@ -115,7 +115,7 @@ def test_verify_exits_1_where_the_answers_are_off(built, tmp_path):
         (("run", "pi.planish", "-i", "x.npz"), "it was built for aarch64 and this is"),
         (("bench", "net.planish", "--runs", "0"), "0 runs"),
         (("bench", "cut.planish"), "truncated or damaged"),
-        (("verify", "edited.planish"), "damaged"),
+        (("verify", "edited.planish"), "its sha256 differs"),
         (("verify", "absent.planish"), "cannot be read"),
         (("inspect", "cut.planish"), "truncated or damaged"),
         (("passes", "fold-batchnorm"), "did you mean 'fold-batch-norm'?"),
