@@ -8,7 +8,6 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-import torch
 
 hypothesis.settings.register_profile("planish", derandomize=True, deadline=None, database=None, max_examples=100)
 hypothesis.settings.load_profile("planish")
@@ -41,6 +40,8 @@ def pytest_sessionfinish() -> None:
 
 @pytest.fixture(autouse=True)
 def _seed_and_threads() -> None:
+    import torch  # not by the process that deals out the tests
+
     torch.manual_seed(0)
     torch.set_num_threads(1)
 
