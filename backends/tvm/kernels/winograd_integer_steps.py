@@ -132,12 +132,15 @@ class Steps:
 
             taps, (down, across) = taps_of(self.spec), region.inputs
             columns = [gather_line([read(i, j) for i in PLACES[down]], taps) for j in PLACES[across]]
-            for i, line in enumerate(zip(*columns, strict=True)):
-                values = [sums(value, lanes) for value in gather_line(line, taps)]
-                pixel = ((top + i) * p.out_width + left) * p.pitch_out + channel
-                for j, count in halved(wide, output.together):
-                    offsets = [pixel + (j + n) * p.pitch_out for n in range(count)]
-                    output.write_runs(offsets, values[j : j + count], [channel] * count)
+            lines = [gather_line(line, taps) for line in zip(*columns, strict=True)]
+            pixels = [
+                (((top + i) * p.out_width + left + j) * p.pitch_out + channel, sums(value, lanes))
+                for i, line in enumerate(lines)
+                for j, value in enumerate(line)
+            ]
+            for at, count in halved(tall * wide, output.together):
+                offsets, values = zip(*pixels[at : at + count], strict=True)
+                output.write_runs(offsets, values, [channel] * count)
 
     @property
     def rows(self) -> int:
