@@ -18,7 +18,7 @@ from .passes.base import Context
 from .passes.pipeline import Pipeline
 from .progress import ProgressBars
 from .samples import DATA_FORMS, MEAN, STD, Samples, open_samples
-from .sources import graph_of, load_model
+from .sources import checked_model, graph_of, load_model
 from .tables import byte_count, spaced
 from .terminal import View
 
@@ -62,14 +62,14 @@ def compile_view(order: Order) -> View:
                 check_writable(Path(path))
             properties = found.model.properties if isinstance(found.model, Graph) else ()
             pipeline.check(properties, Context(data=() if samples else None, target=target))
-            graph = graph_of(found)
+            model = graph_of(found) if samples else checked_model(found)
             captured = time.perf_counter() - started
         compiled = compile_graph(
-            graph,
+            model,
             found.args,
             recipe=pipeline,
             target=target,
-            data=samples.batches(graph.inputs) if samples else None,
+            data=samples.batches(model.inputs) if samples and isinstance(model, Graph) else None,
             batch=batch,
             seed=order.seed,
             fuel=order.fuel,
@@ -78,7 +78,7 @@ def compile_view(order: Order) -> View:
             tune=order.tune,
             tiles=order.tiles,
         )
-        compiled.report.seconds["capture"] = captured
+        compiled.report.seconds["capture"] = compiled.report.seconds.get("capture", 0.0) + captured
         with bars.step("write"):
             written = write(compiled, bundle, Path(order.onnx) if order.onnx else None)
     return View({**compiled.report.as_dict(), "written": written}, spaced(compiled.report, _written_text(written)))

@@ -13,6 +13,7 @@ import torch
 
 from .backends.cache import Cache, Entry
 from .backends.cache_key import sources_digest, versions
+from .backends.linker import linkers_of
 from .ir.capture import Source
 from .ir.errors import UsageError
 from .ir.graph import Graph, named_tensors
@@ -32,6 +33,7 @@ def order_digest(pipeline: Pipeline, context: Context, batch: int | None) -> str
 
     None where the outcome follows from more than that: a function of the caller's, rewrites that are counted, passes
     of other packages or that are not repeatable, data that is not at hand as tensors.
+    Raises BuildError for a board for which nothing links on this machine.
     """
     if context.fuel.left is not None or context.evaluate is not None or not all(map(_is_repeatable, pipeline)):
         return None
@@ -47,6 +49,7 @@ def order_digest(pipeline: Pipeline, context: Context, batch: int | None) -> str
         "target": asdict(context.target),
         "seed": context.seed,
         "batch": batch,
+        "linkers": linkers_of(context.target.triple) if context.target.code == "c" else [],
         "threads": torch.get_num_threads(),  # which order floats are summed in
         "processor": torch.backends.cpu.get_cpu_capability(),
         "versions": {**versions(), "package": _package_digest()},

@@ -101,10 +101,15 @@ def from_function(function: Function) -> NamedModel:
 
 def graph_of(found: NamedModel) -> Graph:
     """Capture. Raises UsageError for a module without example inputs, CaptureError naming op and source line."""
+    return capture(checked_model(found), found.args)
+
+
+def checked_model(found: NamedModel) -> Source:
+    """The model. Raises UsageError for a module without example inputs."""
     if isinstance(found.model, torch.nn.Module) and found.args is None:
         advice = "return (model, inputs) from the function, or give --args 1,3,224,224"
         raise UsageError(found.name, "the model comes without example inputs", advice)
-    return capture(found.model, found.args)
+    return found.model
 
 
 def example_inputs(text: str) -> tuple[torch.Tensor, ...]:

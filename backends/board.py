@@ -1,7 +1,6 @@
 """A model for a board: a C program in a bundle, run on the board, here or on the emulator."""
 
 import os
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from .c import CProgram, emit, link_library, link_runner
 from .cache import Cache, Entry
 from .cache_key import Place
 from .device import Device
-from .linker import find_linker
+from .linker import linkers_of
 from .session import Session
 from .target import Target
 from .tvm.build import lower
@@ -67,7 +66,7 @@ def build_board(graph: Graph, target: Target, recipe: str, cache: Cache | None =
 
     Raises BuildError where an op has no form in C, or no linker for the target is installed.
     """
-    place = Place.of(cache, graph, target, kind="program", linkers=_linkers(target))
+    place = Place.of(cache, graph, target, kind="program", linkers=linkers_of(target.triple))
     if found := find_board(place, target, recipe):
         return found
     code = _compiled(graph, target)
@@ -103,12 +102,6 @@ def _layers(program: CProgram, model: RelaxModel) -> tuple[dict[str, str], ...]:
         }
         for call in program.calls
     )
-
-
-def _linkers(target: Target) -> list[str]:
-    """The programs that link for a target, links followed: `gcc-12` and `gcc-13` give other bytes."""
-    commands = [find_linker(target.triple).command, find_linker(target.triple, shared=True).command]
-    return [" ".join((os.path.realpath(shutil.which(first) or first), *rest)) for first, *rest in commands]
 
 
 class BoardArtifact(Artifact):

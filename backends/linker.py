@@ -46,6 +46,15 @@ def link_shared(library: str, objects: list[str], triple: str) -> None:
     find_linker(triple, shared=True).build(path.parent, path.name, ["-shared", "-fPIC", *map(os.path.abspath, objects)])
 
 
+def linkers_of(triple: str) -> list[str]:
+    """The programs that link programs and libraries, links followed: `gcc-12` and `gcc-13` give other bytes.
+
+    Raises BuildError as `find_linker` does.
+    """
+    commands = [find_linker(triple).command, find_linker(triple, shared=True).command]
+    return [" ".join((os.path.realpath(shutil.which(first) or first), *rest)) for first, *rest in commands]
+
+
 def find_linker(triple: str, wanted: str = "auto", *, shared: bool = False) -> Linker:
     """A compiler and linker for `triple` ("aarch64-linux-gnu"); shared: for libraries that a glibc program loads.
 

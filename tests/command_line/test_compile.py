@@ -25,6 +25,18 @@ def test_compile_prints_the_report(folder):
     assert "Warning" not in result.stderr
 
 
+@pytest.mark.parametrize("options", [(), ("--recipe", QUANTIZE, "--data", "model.py:batches")])
+def test_the_second_time_is_found(options, folder, monkeypatch):
+    monkeypatch.setenv("PLANISH_CACHE", "on")
+    monkeypatch.setenv("PLANISH_CACHE_DIR", str(folder / "cache"))
+    made = []
+    for name in ("a.planish", "b.planish"):
+        words = ("compile", "model.py:net", *options, "--target", "raspberry-pi-4", "-o", name, "--json")
+        made.append((document(call(*words))["seconds"].keys(), (folder / name).read_bytes()))
+    assert "passes" in made[0][0] and made[0][1] == made[1][1]
+    assert ("passes" in made[1][0]) == bool(options)  # what a function yields as data may be another thing each time
+
+
 def test_compile_writes_onnx_too(folder):
     result = document(call("compile", "model.py:net", "--onnx", "net.onnx", "--json"))
     import onnxruntime
