@@ -150,7 +150,8 @@ class Winograd:
 class IntegerWinograd:
     """A convolution of one group in integers: 3x3, or 7x7 with a stride of 2; 4 x 4 or 3 x 3 outputs at a time.
 
-    padding: (top, bottom, left, right) in pixels. What its weights must prove is in `winograd_integer_choice`.
+    padding: (top, bottom, left, right) in pixels; wide: for sums from 2**25 to 2**29, which its weights must prove
+    (`winograd_integer_choice`).
     """
 
     batch: int | None
@@ -162,6 +163,7 @@ class IntegerWinograd:
     epilogue: Requantize = REQUANTIZE
     kernel: int = 3
     stride: int = 1
+    wide: bool = False
 
 
 @dataclass(frozen=True)

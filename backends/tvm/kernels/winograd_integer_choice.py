@@ -12,7 +12,7 @@ from .epilogues import Requantize
 from .shapes import DirectConv, IntegerWinograd, round_up
 from .winograd_choice import taps_on_image
 from .winograd_integer_plan import channels_of, lines_of, plan
-from .winograd_integer_transforms import LARGEST_SUM
+from .winograd_integer_points import Points, points_of
 
 # A multiplier is divided by a power of two, which is exact where the quotient is no denormal.
 LEAST_MULTIPLIER = 2.0**-100
@@ -66,14 +66,15 @@ def instead_of(
     arithmetic = replace(arithmetic, tiles=NO_TILES)
     if _time(spec, arithmetic, cost) >= cost.worth_it * _direct_time(conv, arithmetic, cost):
         return None
-    return spec if is_exact(ends, multiplier) else None
+    exact = (replace(spec, wide=wide) for wide in (False, True) if is_exact(points_of(wide=wide), ends, multiplier))
+    return next(exact, None)
 
 
-def is_exact(ends: np.ndarray, multiplier: np.ndarray) -> bool:
+def is_exact(points: Points, ends: np.ndarray, multiplier: np.ndarray) -> bool:
     """Whether every sum fits beside the power of two that is left in it, and every multiplier can be divided by it."""
     factors = np.abs(np.asarray(multiplier, np.float64))
     least = factors[factors > 0].min(initial=1.0)
-    return int(np.abs(ends).max(initial=0)) <= LARGEST_SUM and least >= LEAST_MULTIPLIER
+    return int(np.abs(ends).max(initial=0)) <= points.largest_sum and least >= LEAST_MULTIPLIER
 
 
 def _time(spec: IntegerWinograd, arithmetic: Integers, cost: Costs) -> float:

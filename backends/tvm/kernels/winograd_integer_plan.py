@@ -14,7 +14,7 @@ from ..arithmetic import Integers
 from ..arithmetic.arm_words import words
 from .shapes import IntegerWinograd, round_up
 from .tile import Tile, register_tile
-from .winograd_integer_transforms import ONE, PLACES
+from .winograd_integer_points import ONE, PLACES
 
 LARGE, SMALL = PLACES  # inputs of a tile, per side
 

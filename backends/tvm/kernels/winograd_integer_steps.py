@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
 
+import numpy as np
+
 from ..arithmetic import Integers
 from ..arithmetic.arm_words import words
 from .builder import Index, Kernel, View
@@ -14,7 +16,8 @@ from .output import Output
 from .shapes import IntegerWinograd, round_up
 from .tile import segments
 from .winograd_integer_plan import Block, Group, Plan, Region, channels_of, taps_of
-from .winograd_integer_transforms import PLACES, Lanes, gather_line, spread_line, sums
+from .winograd_integer_points import PLACES, Points, points_of
+from .winograd_integer_transforms import Lanes, sums
 
 
 class Spot(NamedTuple):
@@ -80,9 +83,9 @@ class Steps:
                 value = self.source.vector(place, lanes)
                 return Lanes(self.kernel, value.astype(f"int16x{lanes}"), lanes, "int16")
 
-            columns = [spread_line([read(i, j) for i in range(down)]) for j in range(across)]
+            columns = [self.points.spread([read(i, j) for i in range(down)]) for j in range(across)]
             for i, line in zip(PLACES[down], zip(*columns, strict=True), strict=True):
-                for j, value in zip(PLACES[across], spread_line(line), strict=True):
+                for j, value in zip(PLACES[across], self.points.spread(line), strict=True):
                     plane = p.places.index((i, j)) * p.plane(self.block.tiles, p.depth)
                     self.spread.store(plane + mine + phase * run + vector * lanes, value.value, lanes)
 
@@ -130,17 +133,21 @@ class Steps:
                 plane = p.places.index((i, j)) * p.plane(self.block.tiles, share.pitch)
                 return Lanes(self.kernel, share.products.vector(plane + start, lanes), lanes, "int32")
 
-            taps, (down, across) = taps_of(self.spec), region.inputs
-            columns = [gather_line([read(i, j) for i in PLACES[down]], taps) for j in PLACES[across]]
-            lines = [gather_line(line, taps) for line in zip(*columns, strict=True)]
-            pixels = [
-                (((top + i) * p.out_width + left + j) * p.pitch_out + channel, sums(value, lanes))
-                for i, line in enumerate(lines)
-                for j, value in enumerate(line)
-            ]
+            points, taps, (down, across) = self.points, taps_of(self.spec), region.inputs
+            columns = [points.gather([read(i, j) for i in PLACES[down]], taps) for j in PLACES[across]]
+            lines = [points.gather(line, taps) for line in zip(*columns, strict=True)]
+            pixels = []
+            for (i, j), shift in np.ndenumerate(np.add.outer(points.shifts[down], points.shifts[across])[:tall, :wide]):
+                place = ((top + i) * p.out_width + left + j) * p.pitch_out + channel
+                pixels.append((place, sums(lines[i][j], points, int(shift), lanes)))
             for at, count in halved(tall * wide, output.together):
                 offsets, values = zip(*pixels[at : at + count], strict=True)
                 output.write_runs(offsets, values, [channel] * count)
+
+    @property
+    def points(self) -> Points:
+        """Where its polynomials are evaluated."""
+        return points_of(wide=self.spec.wide)
 
     @property
     def rows(self) -> int:

@@ -1,8 +1,9 @@
-"""3x3 convolutions of bytes by Winograd's minimal filtering, exact: the sums of the integer contract, bit for bit.
+"""Convolutions of bytes by Winograd's minimal filtering, exact: the sums of the integer contract, bit for bit.
 
-Inputs and weights are transformed to int16 (`winograd_integer_transforms`), products are summed modulo 2**32, and their
-transform is 900 times the sums of the convolution, of which 225 is divided out modulo 2**32. What is left fits where a
-sum is below 2**29, which its weights must prove. A quarter of the products of a direct kernel, at half its rate.
+Inputs and weights are transformed to int16, products are summed modulo 2**32, and their transform is a whole number of
+times the sums of the convolution (`winograd_integer_points`). Its odd part is divided out modulo 2**32, its power of
+two is left: sums must be small enough for it, which their weights prove. A 3x3 layer takes a quarter of the products
+of a direct kernel, at half its rate.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from .shapes import IntegerWinograd, Signature
 from .tile import is_parallel
 from .winograd_border import Border
 from .winograd_integer_plan import LARGE, Block, Plan, channels_of, plan, taps_of
+from .winograd_integer_points import points_of
 from .winograd_integer_steps import Share, Spot, Steps, rows_of
-from .winograd_integer_transforms import BITS, OF_BIAS, weights
+from .winograd_integer_transforms import weights
 
 
 def signature(spec: IntegerWinograd, arithmetic: Integers) -> Signature:
@@ -49,18 +51,19 @@ def pack(
     padding is filled with it. Multipliers undo the power of two that is left in the sums, exactly.
     """
     p, each = plan(spec, arithmetic), plan(spec, arithmetic).pitch_out // plan(spec, arithmetic).parts
-    placed, panels = weights(weight, spec.stride), []
+    points = points_of(wide=spec.wide)
+    placed, panels = weights(weight, spec.stride, points), []
     for i, j in p.places:
         matrix = np.zeros((p.pitch_out, channels_of(spec)), np.int16)
         matrix[: spec.out_channels] = placed[i, j]
         for first in range(0, p.pitch_out, each):
             panels.append(packing.panels(matrix[first : first + each], words(arithmetic), p.tile.vectors))
     own = np.zeros(spec.out_channels, np.int64) if bias is None else np.asarray(bias, np.int64).reshape(-1)
-    corrected = OF_BIAS[taps_of(spec)] * (own - zero_point * np.asarray(weight).sum((1, 2, 3), dtype=np.int64))
+    corrected = points.of_bias[taps_of(spec)] * (own - zero_point * np.asarray(weight).sum((1, 2, 3), dtype=np.int64))
     start = packing.lanes_of(corrected.astype(np.int32), spec.out_channels, p.lanes, "int32")
     numbers = constants.copy()
     numbers[Constant.ZERO_OWN] = zero_point
-    factors = np.ldexp(np.asarray(multiplier, np.float32), -BITS)
+    factors = np.ldexp(np.asarray(multiplier, np.float32), -points.bits)
     return [
         np.concatenate(panels),
         np.concatenate([np.zeros_like(start), start]),

@@ -27,14 +27,7 @@ from planish.backends.tvm.kernels import (
 )
 from planish.backends.tvm.kernels.winograd_integer_choice import instead_of
 from planish.backends.tvm.kernels.winograd_integer_plan import plan
-from planish.backends.tvm.kernels.winograd_integer_transforms import (
-    LARGEST_SUM,
-    PLACES,
-    SCALE,
-    WEIGHT,
-    gather_line,
-    spread_line,
-)
+from planish.backends.tvm.kernels.winograd_integer_points import HALF, PLACES, TWO
 
 from .assembly import innermost_loops, vector_stores
 from .conftest import Runner
@@ -90,7 +83,9 @@ class Layer:
     wanted: np.ndarray
 
     @staticmethod
-    def of(extents: tuple, *, extreme: bool = False, added: bool = False, zero_point: int = -128) -> "Layer":
+    def of(
+        extents: tuple, *, extreme: bool = False, added: bool = False, zero_point: int = -128, wide: bool = False
+    ) -> "Layer":
         batch, height, width, inputs, outputs, (top, bottom, left, right) = extents[:6]
         kernel, stride = extents[6:] or (3, 1)
         generator, images = np.random.default_rng(3), batch or 2
@@ -120,7 +115,7 @@ class Layer:
             own = (wanted - grid.zero_point) * addition.factor
             total = own + (other.numpy().astype(np.int64) - addition.zero_other) * addition.factor_other
             wanted = np.clip(np.rint(total) + last.zero_point, last.low, last.high)
-        spec = IntegerWinograd(*extents[:6], Requantize("after" if added else None), kernel, stride)
+        spec = IntegerWinograd(*extents[:6], Requantize("after" if added else None), kernel, stride, wide)
         numbers = constants(grid, addition)
         return Layer(spec, torch.from_numpy(x), weight, bias, factors, numbers, zero_point, other, sums, wanted)
 
@@ -133,8 +128,20 @@ class Layer:
 @pytest.mark.parametrize("extreme", [False, True], ids=["random", "extreme"])
 @pytest.mark.parametrize("case", CASES)
 def test_bytes_are_those_of_the_contract(arm, case, extreme):
-    layer = Layer.of(CASES[case], extreme=extreme, zero_point=-128 if extreme else 11)
-    wraps_around = np.abs(layer.sums).max() * SCALE > 2**31  # in the transform of the products
+    check_bytes(arm, CASES[case], extreme=extreme, wide=False)
+
+
+@pytest.mark.parametrize("extreme", [False, True], ids=["random", "extreme"])
+@pytest.mark.parametrize(
+    "case", ["tiles of four and of three", "phases of a stride", "strips of both sizes, odd channels"]
+)
+def test_points_for_larger_sums_give_the_same_bytes(arm, case, extreme):
+    check_bytes(arm, CASES[case], extreme=extreme, wide=True)
+
+
+def check_bytes(arm: Runner, extents: tuple, *, extreme: bool, wide: bool) -> None:
+    layer = Layer.of(extents, extreme=extreme, zero_point=-128 if extreme else 11, wide=wide)
+    wraps_around = np.abs(layer.sums).max() * 900 > 2**31  # in the transform of the products
     assert wraps_around or not extreme or layer.spec.in_channels < 12
     layer.check(arm)
 
@@ -143,14 +150,15 @@ def test_an_addition_behind_it(arm):
     Layer.of(CASES["tiles of four and of three"], added=True).check(arm)
 
 
-def test_the_largest_sums(arm):
+@pytest.mark.parametrize("wide", [False, True])
+def test_the_largest_sums(arm, wide):
     """Biases take them to the ends of what fits: sums beyond it would come out wrong."""
-    layer = Layer.of((1, 6, 6, 8, 8, AROUND))
-    room = LARGEST_SUM - np.abs(layer.sums).max() - 2**20
+    layer, largest = Layer.of((1, 8, 8, 8, 8, AROUND), wide=wide), (HALF if wide else TWO).largest_sum
+    room = largest - np.abs(layer.sums).max() - 2**20
     bias = np.where(np.arange(8) % 2, room, -room).astype(np.int32)
     sums = layer.sums + (bias.astype(np.int64) - layer.bias).reshape(-1, 1, 1)
-    assert LARGEST_SUM * 0.99 < np.abs(sums).max() <= LARGEST_SUM
-    factors = np.full(8, 120 / LARGEST_SUM, np.float32)
+    assert largest * 0.9 < np.abs(sums).max() <= largest
+    factors = np.full(8, 120 / largest, np.float32)
     wanted = requantize(sums, factors.reshape(-1, 1, 1), 5, -125, 125)
     replace(layer, bias=bias, factors=factors, sums=sums, wanted=wanted).check(arm)
 
@@ -166,20 +174,23 @@ def test_parts_and_blocks_give_the_same_bytes(arm, extents, parts):
     layer.check(Runner(replace(arm.machine, arithmetic=cut)))
 
 
-@pytest.mark.parametrize("taps", WEIGHT)
+@pytest.mark.parametrize("taps", [3, 4])
 @pytest.mark.parametrize("inputs", PLACES)
-def test_transforms_filter_exactly_within_their_ranges(inputs, taps):
-    """As whole numbers of Python: transformed, multiplied and transformed back they are 30 times the correlation."""
-    generator = np.random.default_rng(0)
+@pytest.mark.parametrize("points", [TWO, HALF], ids=["2 and -2", "2 and -1/2"])
+def test_transforms_filter_exactly_within_their_ranges(points, inputs, taps):
+    """As whole numbers of Python: transformed, multiplied and transformed back they are the correlation, scaled."""
+    generator, matrix = np.random.default_rng(0), points.weight[taps]
     d, g = (generator.integers(-99, 99, n).tolist() for n in (inputs, taps))
-    weights = [sum(int(w) * tap for w, tap in zip(WEIGHT[taps][place], g, strict=True)) for place in PLACES[inputs]]
-    products = [w * value for w, value in zip(weights, spread_line(d), strict=True)]
-    wanted = [30 * sum(d[i + j] * g[j] for j in range(taps)) for i in range(inputs - taps + 1)]
-    assert gather_line(products, taps) == wanted
+    weights = [sum(int(w) * tap for w, tap in zip(matrix[place], g, strict=True)) for place in PLACES[inputs]]
+    products = [w * value for w, value in zip(weights, points.spread(d), strict=True)]
+    outputs = [sum(d[i + j] * g[j] for j in range(taps)) for i in range(inputs - taps + 1)]
+    scales = [points.odd << shift for shift in points.shifts[inputs]]
+    assert points.gather(products, taps) == [own * scale for own, scale in zip(outputs, scales, strict=False)]
+    assert points.bits == 2 * max(points.shifts[inputs]) or inputs == 5
     # The largest of a line is the sum of its coefficients' magnitudes; lines of both directions multiply.
-    rows = np.array([spread_line([int(i == j) for i in range(inputs)]) for j in range(inputs)])
+    rows = np.array([points.spread([int(i == j) for i in range(inputs)]) for j in range(inputs)])
     assert np.abs(rows).sum(0).max() <= 14 and 14 * 14 * 128 < 2**15
-    assert np.abs(WEIGHT[taps]).sum(1).max() ** 2 * 128 < 2**15
+    assert np.abs(matrix).sum(1).max() ** 2 * 128 < 2**15
 
 
 @cache
@@ -235,7 +246,7 @@ def chosen(conv: DirectConv, arithmetic, ends=ENDS, factors=FACTORS):
 )
 def test_choice(conv, one_core, four_cores):
     extents = conv.batch, conv.height, conv.width, conv.in_channels, conv.out_channels, conv.window.padding
-    wanted = IntegerWinograd(*extents, conv.epilogue, conv.window.kernel[0], conv.window.stride[0])
+    wanted = IntegerWinograd(*extents, conv.epilogue, conv.window.kernel[0], conv.window.stride[0], wide=True)
     for cores, pays in ((1, one_core), (4, four_cores)):
         assert chosen(conv, Smull(4, 32, cores)) == (wanted if pays else None)
 
@@ -260,12 +271,14 @@ def test_others_stay_direct(conv):
 
 def test_only_what_is_exact():
     """A layer whose weights allow larger sums, or whose multiplier has no exact quarter, stays direct."""
-    assert chosen(CONV, Smull(4, 32)) and chosen(STEM, Smull(4, 32))
+    for ends, wide in ((ENDS, True), (ENDS // 16, False)):
+        found = [chosen(conv, Smull(4, 32), ends=ends) for conv in (CONV, STEM)]
+        assert all(spec and spec.wide == wide for spec in found)
     assert chosen(CONV, Smull(4, 32), ends=ENDS * 2) is None
     assert chosen(CONV, Smull(4, 32), factors=np.array([1e-3, 1e-38], np.float32)) is None
     weight = np.full((1, 1841, 3, 3), 127, np.int8)
     largest = np.abs(sum_ends(weight, np.zeros(1), -128, "int8")).max()
-    assert largest <= LARGEST_SUM < largest * 1842 / 1841  # what 2**29 means for the widest layer
+    assert largest <= HALF.largest_sum < largest * 1842 / 1841  # what 2**29 means for the widest layer
 
 
 def test_only_where_it_is_faster():
