@@ -18,7 +18,7 @@ from .ir.capture import Source
 from .ir.errors import UsageError
 from .ir.graph import Graph, named_tensors
 from .ir.packed import parts
-from .ir.shadow import Types, content_digest
+from .ir.shadow import Types, content_digest, is_known_op
 from .ir.witness import outline, witness
 from .passes.base import Context, Pass
 from .passes.pipeline import Pipeline
@@ -87,6 +87,8 @@ def _module_digest(model: torch.nn.Module, args: Any, store: Cache) -> str | Non
 
 
 def _graph_digest(graph: Graph) -> str | None:
+    if not all(is_known_op(node.target) for node in graph.nodes):
+        return None
     try:
         facts, tensors = parts(graph)
         facts["contents"] = {name: (str(t.dtype), list(t.shape), content_digest(t)) for name, t in tensors.items()}

@@ -11,6 +11,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from torch import fx
 from torch.utils import _pytree as pytree
 
 from .backends.artifact import Artifact, Edges, Golden
@@ -20,6 +21,7 @@ from .ir.capture import Source
 from .ir.errors import UsageError
 from .ir.ops import is_random
 from .ir.packed import pack, unpack
+from .ir.shadow import is_known_op
 from .ir.shapes import TensorSpec
 from .outcome_key import order_digest, source_digest
 from .passes.base import Context
@@ -66,13 +68,17 @@ class Outcomes:
 
     def keep(self, thinned: Thinned, report: Report, artifact: Artifact) -> None:
         """Keep an outcome, if it has a key, and a form without pickle."""
-        if self._store is None or self._key is None or any(map(is_random, thinned.graph.nodes)):
+        if self._store is None or self._key is None or not all(map(_is_repeatable, thinned.graph.nodes)):
             return
         try:
             entry = _entry(thinned, report, artifact)
         except (UsageError, RuntimeError, ValueError, TypeError):  # safetensors and torch have words of their own
             return
         self._store.put(self._key, entry)
+
+
+def _is_repeatable(node: fx.Node) -> bool:
+    return is_known_op(node.target) and not is_random(node)
 
 
 def _entry(thinned: Thinned, report: Report, artifact: Artifact) -> Entry:

@@ -77,14 +77,14 @@ class _Record:
     def __init__(self, types: Types):
         self._types = types
         self._sum = hashlib.sha256()
-        self._codes: dict[CodeType, None] = {}
+        self._codes: dict[tuple[str, CodeType], None] = {}  # equal code may stand in two files
 
     def add(self, *lines: str) -> None:
         for line in lines:
             self._sum.update(f"{len(line)} {line}\n".encode())
 
     def digest(self) -> str:
-        self.add(*sorted({_code_digest(code) for code in self._codes}))
+        self.add(*sorted({_code_digest(code) for _, code in self._codes}))
         return self._sum.hexdigest()
 
     def run(self, model: torch.nn.Module, args: tuple[Any, ...]) -> None:
@@ -110,8 +110,8 @@ class _Record:
         while frame is not None and frame.f_code is not _RUN:
             code = frame.f_code
             if not code.co_filename.startswith(TORCH_FOLDER):
-                self._codes[code] = None
-                found.append(f"{_file_name(code)}:{frame.f_lineno}")
+                self._codes[code.co_filename, code] = None
+                found.append(f"{_file_name(code.co_filename)}:{frame.f_lineno}")
             frame = frame.f_back
         return " ".join(found)
 
@@ -199,13 +199,15 @@ def _function_name(func: Any) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _file_name(code: CodeType) -> str:
+def _file_name(path: str) -> str:
     """The name that a graph gives as a call's place; nothing for generated code, whose name is a counter."""
-    return "" if code.co_filename.startswith("<") else Path(code.co_filename).name
+    return "" if path.startswith("<") else Path(path).name
 
 
 def _code_digest(code: CodeType) -> str:
-    return _digest([_file_name(code), str(code.co_firstlineno), _file_digest(code.co_filename), *_code_parts(code)])
+    return _digest(
+        [_file_name(code.co_filename), str(code.co_firstlineno), _file_digest(code.co_filename), *_code_parts(code)]
+    )
 
 
 def _code_parts(code: CodeType) -> Iterator[str]:

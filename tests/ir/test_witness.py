@@ -127,6 +127,14 @@ def test_generated_code_is_known_by_what_it_does():
     assert first == second != other and first is not None
 
 
+@torch.library.custom_op("planish_tests::twice", mutates_args=())
+def _twice(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+_twice.register_fake(torch.empty_like)
+
+
 class _Branches(nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x
@@ -143,12 +151,20 @@ def _hooked():
     return model
 
 
-@pytest.mark.parametrize(
-    "make",
-    [_Branches, _Fixed, _hooked, lambda: torch.jit.script(nn.Linear(8, 8)), lambda: torch.compile(Net()),
-     lambda: Net(tensor=torch.eye(6).to_sparse()), lambda: Net(function=print)],
-    ids=["data decide", "one batch only", "hooks", "scripted", "compiled", "sparse", "no tensor comes of it"],
-)  # fmt: skip
+WITHOUT = {
+    "data decide": _Branches,
+    "one batch only": _Fixed,
+    "hooks": _hooked,
+    "scripted": lambda: torch.jit.script(nn.Linear(8, 8)),
+    "compiled": lambda: torch.compile(Net()),
+    "sparse": lambda: Net(tensor=torch.eye(6).to_sparse()),
+    "no tensor comes of it": lambda: Net(function=print),
+    "op of another library": lambda: Net(function=_twice),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of scripting
+@pytest.mark.parametrize("make", WITHOUT.values(), ids=list(WITHOUT))
 def test_models_without_a_witness_have_none(make):
     assert of(make()) is None
 
