@@ -134,7 +134,9 @@ def test_a_process_that_is_killed_goes_on_where_it_was(tmp_path):
         _wait_for(lambda step=step: (folder / f"step-{step:08d}").exists(), process)
         process.send_signal(how)
         _, errors = process.communicate(timeout=60)
-        assert process.returncode == -how and (how == signal.SIGKILL or "KeyboardInterrupt" in errors)
+        # An interrupted Python ends itself by the signal, unless what a package does at its exit runs a string of code.
+        assert process.returncode == -how or (how == signal.SIGINT and process.returncode == 1)
+        assert how == signal.SIGKILL or errors.rstrip().endswith("KeyboardInterrupt")
     data, options = batches(4, SHAPE, count=24), "epochs=4, checkpoint-every=1"
     resumed = run(f'finetune{{{options}, checkpoint="{folder}"}}', conv_graph(), Interrupted(data, 18))
     expected = run(f"finetune{{{options}}}", conv_graph(), data)
