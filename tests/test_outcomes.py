@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ from torch import nn
 
 import planish
 from planish import compiler, outcomes
+from planish.backends.target import Target
 from planish.ir.errors import UsageError
+from planish.outcome_key import order_digest
+from planish.passes.base import Context
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 BOARD = "raspberry-pi-4"
@@ -200,15 +204,34 @@ def test_another_tie_is_seen(captures):
     assert len(captures) == 2
 
 
-def test_a_change_of_the_order_is_seen(captures):
-    base = {"recipe": QUANTIZED, "data": [X], "target": BOARD}
-    for changed in ({}, {"data": [X + 1]}, {"data": [X, X]}, {"seed": 1}, {"batch": 1}, {"target": "raspberry-pi-5"}):
-        planish.compile(net(), X, **{**base, **changed})
-    planish.compile(net(), X, **{**base, "recipe": f"{QUANTIZED}, lower-integers"})
-    planish.compile(net(), X[:1], **base)
-    assert len(captures) == 8
-    planish.compile(net(), X, **base)
-    assert len(captures) == 8
+def test_a_change_of_the_data_is_seen(captures):
+    scales = []
+    for data in ([X], [X * 2], [X]):
+        graph = planish.compile(net(), X, recipe=QUANTIZED, data=data, target=BOARD).graph
+        scales.append([float(t) for name, t in graph.weights.items() if name.endswith("activation_scale")])
+    assert scales[0] == scales[2] != scales[1] and len(captures) == 2
+
+
+def test_every_part_of_an_order_is_in_its_digest():
+    row = Target.get(BOARD)
+    base = {"recipe": QUANTIZED, "data": [X], "target": row, "seed": 0, "batch": 2}
+    changes = (
+        {}, {"recipe": f"{QUANTIZED}, lower-integers"}, {"recipe": f"{QUANTIZED}{{observer=percentile}}"},
+        {"data": [X + 1]}, {"data": [X, X]}, {"data": X}, {"data": [(X, 1)]}, {"data": None}, {"seed": 1}, {"batch": 1},
+        {"batch": None}, {"target": replace(row, l2_kib=1)}, {"target": Target.get("raspberry-pi-5")},
+    )  # fmt: skip
+
+    def digest(recipe, data, target, seed, batch):
+        return order_digest(planish.Pipeline.parse(recipe), Context(data, target, seed), batch)
+
+    digests = [digest(**{**base, **change}) for change in changes]
+    assert None not in digests and len(set(digests)) == len(changes) and digest(**base) == digests[0]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)  # sums in another order
+    try:
+        assert digest(**base) != digests[0]
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_a_change_of_the_model_s_source_is_seen(captures, tmp_path):
