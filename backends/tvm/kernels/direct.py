@@ -14,7 +14,7 @@ from .builder import Index, Kernel, Vector, View
 from .microkernel import Accumulators, Ahead
 from .output import Output
 from .shapes import DirectConv, Signature, round_up
-from .tile import Tile, Tiling, input_blocks, is_parallel, lies_in, segments, tile_of
+from .tile import Tile, Tiling, Traffic, input_blocks, is_parallel, lies_in, segments, tile_of
 from .window import Borders, Columns, by_input, cut_columns, input_column, input_row, rows_on_image
 
 
@@ -153,8 +153,7 @@ class Nest:
         p, spec, size = self.plan, self.spec, self.plan.tile.vectors
         panels = list(segments(p.vectors, size))
         count = sum(panel.count for panel in panels)
-        image_bytes = self.source.itemsize * spec.height * spec.width * self.pitch_in
-        parts = input_blocks(self.arithmetic, image_bytes, p.out_height, p.groups * count)
+        parts = input_blocks(self.arithmetic, self.traffic, p.out_height, p.groups * count)
         work = (spec.batch or 1) * p.out_height * p.out_width * self.depth * p.groups * p.group_out
         extents = (images, parts.count, p.groups, count)
         with self.kernel.grid(*extents, parallel=is_parallel(self.arithmetic, work)) as (image, part, group, panel):
@@ -165,6 +164,17 @@ class Nest:
                         with self.kernel.loop(columns.count) as i:
                             column = columns.start + i * columns.size
                             self.tile(Place(image, row, column, columns, group, panel, cut.size))
+
+    @property
+    def traffic(self) -> Traffic:
+        """That of one image."""
+        p, spec = self.plan, self.spec
+        outputs = p.groups * p.vectors * self.arithmetic.lanes
+        return Traffic(
+            read=self.source.itemsize * spec.height * spec.width * self.pitch_in,
+            finished=self.output.bytes_of(p.out_height * p.out_width * outputs),
+            weights=self.arithmetic.weight_bytes * outputs * self.depth,
+        )
 
     @property
     def pitch_in(self) -> int:

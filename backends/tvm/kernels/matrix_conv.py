@@ -127,7 +127,7 @@ class Nest:
         p, kernel = self.plan, self.kernel
         panels = list(segments(p.vectors, p.wide))
         count = sum(panel.count for panel in panels)
-        parts, shares = p.blocks(self.arithmetic, count)
+        parts, shares = p.blocks(self.arithmetic, count, self.output.bytes_of(p.outputs))
         parallel = is_parallel(self.arithmetic, p.rows * p.row_pixels * p.vectors * p.panel_bytes)
         with kernel.grid(images, parts.count, shares.count, parallel=parallel) as (image, part, share):
             first, mine = parts[part]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..arithmetic import Amx, Arithmetic
 from .builder import Index
 from .shapes import Dense, DirectConv, Pointwise, Window, round_up
-from .tile import Blocks, cut_blocks
+from .tile import Blocks, Traffic, cut_blocks
 
 FEW_ROWS = 4  # pixels below which a tile is so empty that vectors are as fast
 FEW_STEPS = 16  # bytes of reduction below which it is
@@ -104,15 +104,22 @@ class MatrixPlan:
         phase, inside = vector // each, vector % each * self.vector_pitch
         return (phase // across * (self.row_pixels * across) + phase % across) * self.out_pitch + inside
 
-    def blocks(self, arithmetic: Arithmetic, panels: int) -> tuple[Blocks, Blocks]:
-        """Blocks of lines whose input stays in the cache, and of panels; together they keep every core busy.
+    @property
+    def outputs(self) -> int:
+        """Elements that the rows of the plan give."""
+        return self.rows * self.row_pixels * self.phases[0] * self.phases[1] * self.out_pitch
 
-        Cores share out what is larger, the input or the weights, so that each reads its own part of it.
+    def blocks(self, arithmetic: Arithmetic, panels: int, finished: int) -> tuple[Blocks, Blocks]:
+        """Blocks of lines that stay in the cache, and of panels; together they keep every core busy.
+
+        Cores share out what is larger, the input or the weights, so that each reads its own part of it. finished: bytes
+        of where results go.
         """
-        input_bytes = self.rows * self.window.stride[0] * self.line_pixels * self.in_pitch
-        for_cache = -(-input_bytes // arithmetic.cache)
+        read = self.rows * self.window.stride[0] * self.line_pixels * self.in_pitch
+        traffic = Traffic(read, finished, self.vectors * self.panel_bytes)
+        for_cache = traffic.blocks(arithmetic)
         wanted = 4 * arithmetic.cores if arithmetic.cores > 1 else 1
-        if self.vectors * self.panel_bytes > input_bytes:
+        if traffic.weights > traffic.read:
             parts = cut_blocks(self.rows, for_cache)
             return parts, cut_blocks(panels, -(-wanted // parts.count))
         return cut_blocks(self.rows, max(for_cache, wanted)), cut_blocks(panels, 1)

@@ -67,9 +67,9 @@ class Soon:
         arithmetic: Arithmetic, output: Output, first: Index, pitch: int, pixels: int, elements: int
     ) -> Soon | None:
         """Those of a tile in a map of `elements`; None where the cache holds the map."""
-        residual = ((output.residual, False),) if output.residual else ()
-        if elements * output.target.itemsize * (1 + len(residual)) <= arithmetic.cache:
+        if output.bytes_of(elements) <= arithmetic.cache:
             return None
+        residual = ((output.residual, False),) if output.residual else ()
         return Soon(((output.target, True), *residual), first, pitch, pixels)
 
 

@@ -49,6 +49,10 @@ class Output:
         residual = self.residual.vector(offset, self.lanes) if self.residual else None
         self.target.store(offset, self._stored(self._finish(value, channel, residual), self.lanes), self.lanes)
 
+    def bytes_of(self, elements: int) -> int:
+        """What so many elements take, with those of the residual."""
+        return elements * self.target.itemsize * (2 if self.residual else 1)
+
     @property
     def together(self) -> int:
         """Vectors, neighbours in memory, that are best written at a time."""

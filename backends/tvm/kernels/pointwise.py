@@ -13,7 +13,7 @@ from .builder import Index, Kernel, Vector, View
 from .microkernel import Accumulators, Ahead, Soon
 from .output import Output
 from .shapes import Dense, Pointwise, Shape, Signature, round_up
-from .tile import Blocks, Segment, Tile, Tiling, input_blocks, is_parallel, lies_in, segments, tile_of
+from .tile import Blocks, Segment, Tile, Tiling, Traffic, input_blocks, is_parallel, lies_in, segments, tile_of
 
 FEW = 8  # pixels per image below which the images of a run-time batch share register tiles
 
@@ -152,7 +152,7 @@ class Nest:
         count = sum(panel.count for panel in panels)
         parts = Blocks(1, tiles, tiles)
         if p.pixels:
-            parts = input_blocks(self.arithmetic, self.source.itemsize * p.pitch_in * p.pixels, tiles, count)
+            parts = input_blocks(self.arithmetic, self.traffic(p.pixels), tiles, count)
         parallel = is_parallel(self.arithmetic, p.reduction * p.outputs * (p.pixels or FEW))
         with self.kernel.grid(images, parts.count, count, parallel=parallel) as (image, part, panel):
             first, mine = parts[part]
@@ -162,6 +162,15 @@ class Nest:
                         self.tile(image, tile * size, size, panel, cut)
                     with self.kernel.when(parts.count == 1 or part == parts.count - 1):
                         self.tail(image, tiles * size, rest, panel, cut)
+
+    def traffic(self, pixels: int) -> Traffic:
+        """That of one image of so many pixels."""
+        p, lanes = self.product, self.arithmetic.lanes
+        return Traffic(
+            read=self.source.itemsize * p.pitch_in * pixels,
+            finished=self.output.bytes_of(pixels * p.pitch_out),
+            weights=self.arithmetic.weight_bytes * p.depth * p.vectors * lanes,
+        )
 
     def tail(self, image: Index, first: Index, rest: Index, panel: Index, cut: Segment) -> None:
         """The pixels after the last whole tile; a run-time number of them goes one by one."""

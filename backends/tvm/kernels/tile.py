@@ -150,13 +150,26 @@ def cut_blocks(pieces: int, count: int) -> Blocks:
     return Blocks(-(-pieces // size), size, pieces)
 
 
-def input_blocks(arithmetic: Arithmetic, bytes_read: int, pieces: int, panels: int) -> Blocks:
-    """Cut `pieces` of the input into blocks, between which the weights are read again.
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of a layer: of its input, of where it is finished (its output, and the residual), and of its weights."""
 
-    A block should stay in a core's cache while all panels of weights pass over it, and blocks x panels should keep
-    every core busy.
-    """
-    for_cache = -(-bytes_read // arithmetic.cache)
+    read: int
+    finished: int
+    weights: int
+
+    def blocks(self, arithmetic: Arithmetic) -> int:
+        """Into how many blocks the layer is cut, so that each stays in a core's cache while all weights pass over it.
+
+        Weights that are larger than the cache themselves come from further away each time: then only the input counts.
+        """
+        stays = self.read + (self.finished if self.weights <= arithmetic.cache else 0)
+        return -(-stays // arithmetic.cache)
+
+
+def input_blocks(arithmetic: Arithmetic, traffic: Traffic, pieces: int, panels: int) -> Blocks:
+    """Cut `pieces` of the input into blocks for the cache; blocks x panels should keep every core busy."""
+    for_cache = traffic.blocks(arithmetic)
     for_cores = -(-4 * arithmetic.cores // panels) if arithmetic.cores > 1 else 1
     return cut_blocks(pieces, max(for_cache, for_cores))
 

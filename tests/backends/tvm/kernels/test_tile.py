@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from planish.backends.tvm.arithmetic import NeonFp32, X86Fp32
 from planish.backends.tvm.kernels import Window
 from planish.backends.tvm.kernels.depthwise import tile_columns
-from planish.backends.tvm.kernels.tile import Tile, cut_blocks, input_blocks, register_tile, segments
+from planish.backends.tvm.kernels.tile import Tile, Traffic, cut_blocks, input_blocks, register_tile, segments
 from planish.backends.tvm.kernels.window import by_input, cut_columns, input_column, rows_on_image
 
 MACHINES = [X86Fp32(16, 32), X86Fp32(8, 16), X86Fp32(4, 16), NeonFp32(4, 32)]
@@ -39,10 +39,16 @@ def test_segments_cover_an_extent_once(extent, size):
 
 def test_blocks_follow_the_cache_and_the_cores():
     one, many = X86Fp32(16, 32, cores=1, cache=1000), X86Fp32(16, 32, cores=4, cache=1000)
-    assert input_blocks(one, 900, pieces=50, panels=1).count == 1
-    assert input_blocks(one, 3500, pieces=50, panels=1).count == 4
-    assert input_blocks(one, 10**6, pieces=50, panels=1).count == 50
-    assert input_blocks(many, 900, pieces=64, panels=2).count == 8
+    assert input_blocks(one, Traffic(900, 100, 10), pieces=50, panels=1).count == 1
+    assert input_blocks(one, Traffic(900, 2600, 10), pieces=50, panels=1).count == 4
+    assert input_blocks(one, Traffic(10**6, 0, 10), pieces=50, panels=1).count == 50
+    assert input_blocks(many, Traffic(900, 100, 10), pieces=64, panels=2).count == 8
+
+
+def test_weights_larger_than_the_cache_are_not_read_again_for_the_output():
+    one = X86Fp32(16, 32, cores=1, cache=1000)
+    assert input_blocks(one, Traffic(900, 2600, 1001), pieces=50, panels=1).count == 1
+    assert input_blocks(one, Traffic(1800, 2600, 1001), pieces=50, panels=1).count == 2
 
 
 @given(pieces=st.integers(1, 300), count=st.integers(1, 40))
