@@ -156,7 +156,7 @@ class Traffic:
 
     read: int
     finished: int
-    weights: int
+    weights: float
 
     def blocks(self, arithmetic: Arithmetic) -> int:
         """Into how many blocks the layer is cut, so that each stays in a core's cache while all weights pass over it.
