@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from .backends.cache import Cache, Entry
 from .backends.cache_key import sources_digest, versions
@@ -73,6 +74,8 @@ def source_digest(model: Source, args: Any, store: Cache) -> str | None:
 
 
 def _module_digest(model: torch.nn.Module, args: Any, store: Cache) -> str | None:
+    if any(map(is_lazy, model.parameters())):  # its shape comes with its first call
+        return None
     args = (args,) if isinstance(args, torch.Tensor) else tuple(args)
     place = hashlib.sha256(f"types of calls {outline(model, args)}".encode()).hexdigest()
     found = store.get(place)
@@ -92,7 +95,7 @@ def _graph_digest(graph: Graph) -> str | None:
     try:
         facts, tensors = parts(graph)
         facts["contents"] = {name: (str(t.dtype), list(t.shape), content_digest(t)) for name, t in tensors.items()}
-    except (UsageError, RuntimeError):  # torch's own word for weights that are no plain bytes
+    except (UsageError, RuntimeError, TypeError):  # torch's own words for weights that are no bytes of the CPU
         return None
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 

@@ -13,7 +13,7 @@ from torch import nn
 import planish
 from planish import compiler, outcomes
 from planish.backends.target import Target
-from planish.ir.errors import UsageError
+from planish.ir.errors import PlanishError, UsageError
 from planish.outcome_key import order_digest
 from planish.passes.base import Context
 
@@ -285,6 +285,17 @@ def test_wrong_arguments_are_refused_on_a_hit_too(captures):
         planish.compile(net(), X, recipe=QUANTIZED, target=BOARD)
     with pytest.raises(UsageError, match="one batch size"):
         planish.compile(net(), X, target=BOARD, batch="dynamic")
+
+
+def test_a_lazy_module_is_captured_or_refused_as_without_a_cache():
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten()).eval()
+    results = []
+    for cache in (False, True):
+        try:
+            results.append(planish.compile(model, X, target=BOARD, cache=cache).report.seconds.keys() - {"lookup"})
+        except PlanishError as error:
+            results.append(str(error))
+    assert results[0] == results[1]
 
 
 def test_what_cannot_be_written_down_is_compiled_all_the_same(captures, monkeypatch):
