@@ -133,7 +133,7 @@ class ByPixel(NeonIntegers):
                     total.value = self.add_products(total.value, spread, weight)
 
     def fours(self, source: Any, offset: Any, step: int, steps: int) -> tuple[Any, int]:
-        """A vector that holds activations `step` .. `step` + 3 of `steps` as a lane of 32 bits, and which lane it is."""
+        """A vector that holds activations `step` .. `step` + 3 of `steps` in a lane of 32 bits, and the lane."""
         if steps >= 8 and steps % self.group == 0:
             start = min(step - step % 8, steps - 8)
             return T.reinterpret(source.vector(offset + start, 8), dtype="int32x2"), (step - start) // self.group

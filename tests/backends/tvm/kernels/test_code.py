@@ -107,6 +107,16 @@ def test_upper_halves_are_multiplied_where_they_lie(inputs):
     assert not re.search(r"\b(?:ext|sshll|smlal|smull2)\s+v", text)
 
 
+def test_four_bytes_are_multiplied_as_a_lane():
+    """An image of three channels: loading four bytes into every lane would take a pipe that multiplies."""
+    spec = DirectConv(1, 32, 32, 3, 32, Window((7, 7), (2, 2), (3, 3, 3, 3)), epilogue=Requantize())
+    loops = [loop for loop in innermost_loops(pi_5_assembly(spec, Sdot(4, 32))) if any("sdot" in line for line in loop)]
+    assert loops
+    for line in (line for loop in loops for line in loop):
+        assert not re.search(r"\b(?:ld1r|dup)\s", line)
+        assert "sdot" not in line or ".4b[0]" in line
+
+
 def test_small_sums_become_bytes_without_conversions():
     """One subtraction makes a float of a sum; its product is rounded before it is added to, as the contract says."""
     for epilogue in (Requantize(), Requantize(small=True), Requantize(small=True, saturates=True)):
