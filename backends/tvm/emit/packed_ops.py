@@ -14,7 +14,7 @@ from torch import fx
 from ....ir.ops import arguments, op_name
 from ..kernels import Binary, Concat, GlobalMean, Pool, Unary, Window
 from .fuse import activation, pair
-from .tvm_ops import CONVERTERS
+from .tvm_ops import ELEMENTWISE
 
 if TYPE_CHECKING:
     from ..relax import Emitter
@@ -111,7 +111,7 @@ def _elementwise(emitter: Emitter, node: fx.Node) -> bool:
     if not emitter.values.is_packed(source) or emitter.packed_extents(node) is None:
         return False
     emitter.others[op_name(node)] += 1
-    emitter.values.set_packed(node, CONVERTERS[op_name(node)](emitter, node, emitter.values.packed))
+    emitter.values.set_packed(node, ELEMENTWISE[op_name(node)](emitter, node, emitter.values.packed))
     return True
 
 
@@ -144,5 +144,5 @@ _RULES: dict[str, Callable[[Emitter, fx.Node], bool]] = {
     **dict.fromkeys(
         ("relu", "relu6", "hardtanh", "clamp", "hardswish", "hardsigmoid", "sigmoid", "silu", "gelu", "tanh"), _unary
     ),
-    **dict.fromkeys(CONVERTERS, _elementwise),
+    **dict.fromkeys(ELEMENTWISE, _elementwise),
 }

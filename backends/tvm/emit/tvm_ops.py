@@ -50,6 +50,13 @@ def batch_norm(emitter: Emitter, node: fx.Node, read: Read) -> relax.Expr:
     return emitter.builder.emit(emitter.builder.normalize(real), node.name)
 
 
+def embedding(emitter: Emitter, node: fx.Node, read: Read) -> relax.Expr:
+    """Rows of a table. An index out of range, which is an error in PyTorch, gives NaN and reads nothing."""
+    call = arguments(node)
+    rows = relax.op.take(read(call.weight), read(call.indices), axis=0, mode="nan")
+    return emitter.builder.emit(emitter.builder.normalize(rows), node.name)
+
+
 def _per_channel(emitter: Emitter, node: fx.Node, value: relax.Expr, numbers: np.ndarray) -> relax.Expr:
     """Numbers per channel, broadcastable against `value`: packed values hold channels last, with padding lanes."""
     rank = node.meta["val"].ndim
@@ -59,7 +66,10 @@ def _per_channel(emitter: Emitter, node: fx.Node, value: relax.Expr, numbers: np
     return emitter.constant(numbers.reshape(1, -1, *[1] * (rank - 2)))
 
 
-CONVERTERS: dict[str, Callable[[Emitter, fx.Node, Read], relax.Expr]] = {
+Converter = Callable[["Emitter", fx.Node, Read], relax.Expr]
+# Those that look at each element alone, in any layout.
+ELEMENTWISE: dict[str, Converter] = {
     "fake_quantize_per_tensor_affine": fake_quantize_per_tensor,
     "batch_norm": batch_norm,
 }
+CONVERTERS: dict[str, Converter] = {**ELEMENTWISE, "embedding": embedding}

@@ -136,6 +136,20 @@ def test_a_slice_of_a_batch_starts_anywhere_in_memory():
         torch.testing.assert_close(compiled(x)[0], model(x), **FLOAT32)
 
 
+def test_an_index_out_of_range_gives_nan_and_no_other_row_changes():
+    table = nn.Sequential(nn.Embedding(10, 20), nn.Linear(20, 3)).eval()
+    tokens = torch.arange(10).reshape(2, 5)
+    graph = fix_batch(capture(table, (tokens,)), 2)
+    compiled = compile_model(to_relax(graph, Target.get("local")), Target.get("local"))
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(tokens)[0], table(tokens), **FLOAT32)
+    wrong = tokens.clone()
+    wrong[0, 1], wrong[1, 0], wrong[1, 4] = 10, -1, 10**12
+    found = compiled(wrong)[0]
+    assert found.isnan().all(-1).tolist() == (wrong != tokens).tolist()
+    assert torch.equal(found[wrong == tokens], compiled(tokens)[0][wrong == tokens])
+
+
 def test_batch_norms_that_were_not_folded_are_computed():
     make, shape = EXAMPLES["vgg"]
     model, x = make(), image(shape)
