@@ -22,6 +22,7 @@ class NeonIntegers(Integers):
     lane_vectors: ClassVar[int] = 2
     together: ClassVar[int] = 4
     table_lanes: ClassVar[int] = 16
+    fills_registers: ClassVar[bool] = True
 
     def steps(self, real: Any, low: Any, high: Any) -> Any:
         """An instruction for each end, one to round."""

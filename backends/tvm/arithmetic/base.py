@@ -169,6 +169,7 @@ class Integers(Arithmetic):
     saturates: ClassVar[bool] = False  # in fewer instructions than it holds bytes between ends
     joins_pixels: ClassVar[bool] = False  # whether it is worth it to take them from several pixels
     takes_any_byte: ClassVar[bool] = True  # as a weight, -128 too, in the order of `panels`: so may be activations
+    fills_registers: ClassVar[bool] = False  # with bytes that are only compared: four times its lanes
     table_lanes: ClassVar[int] = 0  # bytes that `look_up` takes at a time; 0 where it looks up one by one
 
     lane_rows: ClassVar[int] = 1  # rows of a depthwise window that `add_rows` takes at a time
@@ -200,6 +201,10 @@ class Integers(Arithmetic):
         # By way of the bits: TVM takes x + y - y for x.
         bits = T.reinterpret(sum_, dtype=f"int32x{self.lanes}")
         return T.reinterpret(bits, dtype=f"float32x{self.lanes}") - rounder
+
+    def centered(self, stored: Any, zero_point: Any) -> Any:
+        """A vector of bytes minus a scalar of float32, as float32."""
+        return T.cast(stored, f"float32x{self.lanes}") - T.broadcast(zero_point, self.lanes)
 
     def stored_bytes(self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any) -> Any:
         """Vectors of float32, rounded half to even, held between two whole numbers, plus zero_point, as one of bytes.

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arithmetic import Arithmetic
+from ..arithmetic import Arithmetic, Integers
 from ..arithmetic.tir import T
 from . import product_weights
 from .builder import Index, Kernel, Register, Vector, View, broadcast
@@ -50,7 +50,7 @@ def pack(
 def describe(spec: GlobalMean | Pool, arithmetic: Arithmetic) -> str:
     if isinstance(spec, GlobalMean):
         return f"global mean, up to {MEAN_VECTORS} vectors of {arithmetic.lanes}"
-    return f"{spec.mode} pool {'x'.join(map(str, spec.window.kernel))}, vectors of {arithmetic.lanes}"
+    return f"{spec.mode} pool {'x'.join(map(str, spec.window.kernel))}, vectors of {_lanes(spec, arithmetic)}"
 
 
 def prim_func(spec: GlobalMean | Pool, arithmetic: Arithmetic) -> Any:
@@ -92,7 +92,7 @@ def _global_mean(spec: GlobalMean, arithmetic: Arithmetic) -> Any:
 
 
 def _pool(spec: Pool, arithmetic: Arithmetic) -> Any:
-    window, lanes, pitch = spec.window, arithmetic.lanes, round_up(spec.channels, arithmetic.lanes)
+    window, lanes, pitch = spec.window, _lanes(spec, arithmetic), round_up(spec.channels, arithmetic.lanes)
     out_height, out_width = window.output(spec.height, spec.width)
     cut = cut_columns(window, spec.width, out_width, tile_columns(window, out_width, arithmetic))
     parallel = is_parallel(
@@ -110,13 +110,21 @@ def _pool(spec: Pool, arithmetic: Arithmetic) -> Any:
                     place = (row * out_width + column) * pitch + channel
                     tile = _Tile(kernel, spec, arithmetic, source, biases)
                     for c, result in enumerate(tile.results(row, columns, column, channel)):
-                        _store(output, spec, place + c * pitch, result, channel)
+                        _store(output, spec, place + c * pitch, result, channel, lanes)
     return kernel.prim_func
 
 
-def _store(output: Output, spec: Pool, place: Index, value: Vector, channel: Index) -> None:
+def _lanes(spec: Pool, arithmetic: Arithmetic) -> int:
+    """Channels that are compared at a time: of bytes as many as fill registers and pixels."""
+    lanes, pitch = arithmetic.lanes, round_up(spec.channels, arithmetic.lanes)
+    if spec.mode != "max" or not isinstance(arithmetic, Integers) or not arithmetic.fills_registers:
+        return lanes
+    return next(width for width in (4 * lanes, 2 * lanes, lanes) if pitch % width == 0)
+
+
+def _store(output: Output, spec: Pool, place: Index, value: Vector, channel: Index, lanes: int) -> None:
     if spec.mode == "max":  # bytes or floats as they were read
-        output.target.store(place, value, output.lanes)
+        output.target.store(place, value, lanes)
     else:
         output.write(place, value, channel)
 
@@ -126,7 +134,7 @@ class _Tile:
 
     def __init__(self, kernel: Kernel, spec: Pool, arithmetic: Arithmetic, source: View, biases: View | None):
         self.kernel, self.spec, self.arithmetic, self.source, self.biases = kernel, spec, arithmetic, source, biases
-        self.lanes, self.pitch = arithmetic.lanes, round_up(spec.channels, arithmetic.lanes)
+        self.lanes, self.pitch = _lanes(spec, arithmetic), round_up(spec.channels, arithmetic.lanes)
         self.borders = Borders.of(spec.window, spec.height, spec.width) if spec.bordered else None
 
     def results(self, row: Index, columns: Columns, column: Index, channel: Index) -> list[Vector]:

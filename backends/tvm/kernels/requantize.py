@@ -87,11 +87,14 @@ class Steps:
 
     def plus(self, own: Vector, other: Vector) -> Vector:
         """The steps of a sum. own: steps; other: integers as they are stored."""
-        return self._held(self.total(own, other), Constant.LOW_OF_SUM, Constant.HIGH_OF_SUM)
+        return self._held(self.total(own, self.centered(other)), Constant.LOW_OF_SUM, Constant.HIGH_OF_SUM)
 
-    def total(self, own: Vector, other: Vector) -> Vector:
+    def centered(self, other: Vector) -> Vector:
+        """Integers as they are stored, from their zero point on."""
+        return T.cast(other, f"float32x{self.lanes}") - self.number(Constant.ZERO_OTHER)
+
+    def total(self, own: Vector, centered: Vector) -> Vector:
         """A sum in real numbers of steps."""
-        centered = T.cast(other, f"float32x{self.lanes}") - self.number(Constant.ZERO_OTHER)
         return own * self.number(Constant.FACTOR) + centered * self.number(Constant.FACTOR_OTHER)
 
     def stored(self, steps: Vector) -> Vector:
@@ -144,7 +147,7 @@ def finish(
     grid = Steps(lanes, constant)
     if residual is None:
         return grid.low_bytes(real, Constant.LOW, Constant.HIGH)
-    total = grid.total(grid.rounded(real), residual)
+    total = grid.total(grid.rounded(real), grid.centered(residual))
     return grid.low_bytes(total, Constant.LOW_OF_SUM, Constant.HIGH_OF_SUM)
 
 
@@ -162,7 +165,9 @@ def finish_together(
     if residuals:
         ends = constant.scalar(int(low)), constant.scalar(int(high))
         steps = [arithmetic.steps(real, *ends) for real in reals]
-        reals = [grid.total(own, other) for own, other in zip(steps, residuals, strict=True)]
+        zero = constant.scalar(int(Constant.ZERO_OTHER))
+        centered = [arithmetic.centered(other, zero) for other in residuals]
+        reals = [grid.total(own, other) for own, other in zip(steps, centered, strict=True)]
         low, high = Constant.LOW_OF_SUM, Constant.HIGH_OF_SUM
     bounds = (constant.scalar(int(each)) for each in (low, high, Constant.ZERO_POINT))
     if epilogue.small and not residuals:

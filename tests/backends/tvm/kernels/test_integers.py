@@ -1,6 +1,6 @@
 """Integer kernels against int64 arithmetic, on every integer arithmetic of this processor: equal, not close."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ import torch
 from integer_arithmetic import conv, requantize
 from torch.nn import functional as F
 
+from planish.backends.tvm.arithmetic import Smull
 from planish.backends.tvm.kernels import (
     Addition,
     Dense,
@@ -29,6 +30,7 @@ from planish.backends.tvm.kernels import (
     ToPlain,
     Window,
     constants,
+    describe,
 )
 
 from .conftest import Runner, channels_of, unpacked
@@ -312,3 +314,13 @@ def test_quantizing_divides(integers, scale):
         wanted = np.clip(np.rint(x / np.float32(scale)) + grid.zero_point, low, high)
     got = integers.call(ToIntegers(1, 1, x.size, 1), [x], (constants(grid, scale=scale),))
     np.testing.assert_array_equal(got[..., :1].reshape(x.shape), wanted)
+
+
+@pytest.mark.parametrize(("channels", "lanes"), [(44, 4), (40, 8), (45, 16)])
+def test_max_pool_compares_as_many_bytes_as_fill_registers(widest, channels, lanes):
+    """The kernels of ARM in this processor: 44 and 40 bytes of a pixel, and 48."""
+    arm = Runner(replace(widest.machine, arithmetic=Smull(4, 32)))
+    spec = Pool(2, 9, 11, channels, Window((3, 3), (2, 2), (1, 1, 1, 1)), "max")
+    assert describe(spec, arm.arithmetic).endswith(f"vectors of {lanes}")
+    x = torch.from_numpy(np.random.default_rng(0).integers(-128, 128, (2, channels, 9, 11)).astype(np.int8))
+    assert torch.equal(arm.images(spec, x), F.max_pool2d(x.double(), 3, 2, 1))
