@@ -133,6 +133,33 @@ class ByPixel(NeonIntegers):
                     total = accumulators[p][v]
                     total.value = self.add_products(total.value, spread, weight)
 
+    def multiply_words(
+        self,
+        accumulators: Sequence[Sequence[Any]],
+        source: Any,
+        start: Any,
+        stride: int,
+        weights: Any,
+        weight_offset: Any,
+        taps: int,
+    ) -> None:
+        """`multiply` for a row of taps of four activations each, which lie side by side from `start` on.
+
+        stride: taps from one pixel's first to the next one's. Taps that several pixels read are read once, four at a
+        time; there are four or more of them.
+        """
+        count, vectors = (len(accumulators) - 1) * stride + taps, len(accumulators[0])
+        firsts = [min(first, count - 4) for first in range(0, count, 4)]
+        read = [T.reinterpret(source.vector(start + first * self.group, 16), dtype="int32x4") for first in firsts]
+        for tap in range(taps):
+            words = [p * stride + tap for p in range(len(accumulators))]
+            spread = [spread_lane(read[word // 4], word - firsts[word // 4], self.lanes) for word in words]
+            for v in range(vectors):
+                weight = weights.vector(weight_offset + (tap * vectors + v) * self.group * self.lanes, 16)
+                for totals, four in zip(accumulators, spread, strict=True):
+                    four = T.reinterpret(four, dtype="int8x16")
+                    totals[v].value = self.add_products(totals[v].value, four, weight)
+
     def fours(self, source: Any, offset: Any, step: int, steps: int) -> tuple[Any, int]:
         """A vector that holds activations `step` .. `step` + 3 of `steps` in a lane of 32 bits, and the lane."""
         if steps >= 8 and steps % self.group == 0:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arithmetic import Arithmetic
+from ..arithmetic import Arithmetic, Sdot
 from . import packing, product_weights
 from .builder import Index, Kernel, Vector, View
 from .microkernel import Accumulators, Ahead
@@ -231,6 +231,11 @@ class Nest:
         p, spec, window = self.plan, self.spec, self.spec.window
         source, line = self.source.at(place.image), input_row(window, place.row, tap_row) * spec.width
         for first, taps, taking_part in place.columns.taps():
+            if self.shares_words(taps) and all(taking_part):
+                start = (line + input_column(window, place.column, first)) * self.pitch_in
+                weights = panel + (tap_row * window.kernel[1] + first) * p.run * (place.vectors * self.arithmetic.lanes)
+                sums.accumulate_words(source, start, window.stride[1], self.weights, weights, taps)
+                continue
             with self.kernel.loop(taps, first) as tap:
                 start = (line + input_column(window, place.column, tap)) * self.pitch_in + place.group * p.group_in
                 offsets = _offsets(start, window.stride[1] * self.pitch_in, taking_part)
@@ -238,6 +243,12 @@ class Nest:
                 weights = panel + step * (place.vectors * self.arithmetic.lanes)
                 here = ahead and ahead.after(ahead.passed + tap * (p.run // self.arithmetic.unroll))
                 sums.accumulate(source, offsets, self.weights, weights, p.run, here)
+
+    def shares_words(self, taps: int) -> bool:
+        """Whether a row of `taps` taps is a run of words of four activations, most of which several pixels read."""
+        window, alone = self.spec.window, self.plan.run == self.pitch_in == self.arithmetic.group
+        dense = window.dilation[1] == 1 and window.stride[1] < taps
+        return isinstance(self.arithmetic, Sdot) and alone and dense and taps >= 4
 
     def ahead(self, place: Place, panel: Index) -> Ahead | None:
         """What a whole tile prefetches of the next panel."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
-from ..arithmetic import Arithmetic
+from ..arithmetic import Arithmetic, Sdot
 from ..arithmetic.tir import T
 from .builder import Index, Kernel, Vector, View
 from .output import Output
@@ -148,6 +148,13 @@ class Accumulators:
         if rest:
             here = _moved(starts, whole * unroll)
             self._arithmetic.multiply(rows, source, here, weights, weight_offset + whole * unroll * pitch, rest)
+
+    def accumulate_words(
+        self, source: View, start: Index, stride: int, weights: View, weight_offset: Index, taps: int
+    ) -> None:
+        """Add `taps` neighbouring taps per output, as `Sdot.multiply_words` says: every pixel takes part."""
+        assert isinstance(self._arithmetic, Sdot)
+        self._arithmetic.multiply_words(self._rows, source, start, stride, weights, weight_offset, taps)
 
     def _prefetch(self, weights: View, ahead: Ahead | None, k: Index) -> None:
         if ahead is None:

@@ -109,7 +109,7 @@ def test_upper_halves_are_multiplied_where_they_lie(inputs):
 
 def test_four_bytes_are_multiplied_as_a_lane():
     """An image of three channels: loading four bytes into every lane would take a pipe that multiplies."""
-    spec = DirectConv(1, 32, 32, 3, 32, Window((7, 7), (2, 2), (3, 3, 3, 3)), epilogue=Requantize())
+    spec = DirectConv(1, 32, 32, 3, 32, Window((3, 3), (2, 2), (1, 1, 1, 1)), epilogue=Requantize())
     loops = [loop for loop in innermost_loops(pi_5_assembly(spec, Sdot(4, 32))) if any("sdot" in line for line in loop)]
     assert loops
     for line in (line for loop in loops for line in loop):
