@@ -16,8 +16,8 @@ INTEGERS = "canonicalize, fold-batch-norm, insert-fake-quant, calibrate, lower-i
 
 
 FLOAT = "canonicalize, fold-batch-norm"
-# Integers on x86 are left out: the order of equal sums there moves what LLVM spills.
-CASES = [("x86-64-v3-vnni", FLOAT), ("raspberry-pi-4", FLOAT), ("raspberry-pi-4", INTEGERS)]
+# Integers on x86 and on ARM without the dot product are left out: the order of equal sums there moves what LLVM spills.
+CASES = [("x86-64-v3-vnni", FLOAT), ("raspberry-pi-4", FLOAT), ("raspberry-pi-5", INTEGERS)]
 
 
 @pytest.mark.parametrize(("name", "recipe"), CASES)
