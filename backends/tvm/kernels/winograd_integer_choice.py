@@ -37,7 +37,7 @@ class Costs:
 
 COSTS: dict[type[Integers], Costs] = {
     Smull: Costs(products=4, direct=8, spread=90, gather=200),
-    Vmull: Costs(products=4, direct=7.5, spread=200, gather=400),
+    Vmull: Costs(products=4, direct=7.5, spread=200, gather=320),
 }
 
 

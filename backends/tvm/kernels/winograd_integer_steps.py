@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
 
-import numpy as np
-
 from ..arithmetic import Integers
 from ..arithmetic.arm_words import words
-from .builder import Index, Kernel, View
+from .builder import Index, Kernel, Vector, View
 from .microkernel import Accumulators, Ahead, halved
 from .output import Output
 from .shapes import IntegerWinograd, round_up
@@ -135,14 +133,22 @@ class Steps:
 
             points, taps, (down, across) = self.points, taps_of(self.spec), region.inputs
             columns = [points.gather([read(i, j) for i in PLACES[down]], taps) for j in PLACES[across]]
-            lines = [points.gather(line, taps) for line in zip(*columns, strict=True)]
-            pixels = []
-            for (i, j), shift in np.ndenumerate(np.add.outer(points.shifts[down], points.shifts[across])[:tall, :wide]):
-                place = ((top + i) * p.out_width + left + j) * p.pitch_out + channel
-                pixels.append((place, sums(lines[i][j], points, int(shift), lanes)))
-            for at, count in halved(tall * wide, output.together):
-                offsets, values = zip(*pixels[at : at + count], strict=True)
-                output.write_runs(offsets, values, [channel] * count)
+            rest: list[tuple[Index, Vector]] = []  # outputs that do not fill a store yet
+            for i, line in enumerate(zip(*columns, strict=True)):
+                pixel = ((top + i) * p.out_width + left) * p.pitch_out + channel
+                for j, value in enumerate(points.gather(line, taps)):
+                    shift = points.shifts[down][i] + points.shifts[across][j]
+                    rest.append((pixel + j * p.pitch_out, sums(value, points, shift, lanes)))
+                    if len(rest) == output.together:
+                        self.write(output, rest, channel)
+                        rest = []
+            for at, count in halved(len(rest), output.together):
+                self.write(output, rest[at : at + count], channel)
+
+    def write(self, output: Output, pixels: list[tuple[Index, Vector]], channel: Index) -> None:
+        """Outputs with the places where they go."""
+        places, values = zip(*pixels, strict=True)
+        output.write_runs(places, values, [channel] * len(pixels))
 
     @property
     def points(self) -> Points:
