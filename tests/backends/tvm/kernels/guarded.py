@@ -13,6 +13,7 @@ import numpy as np
 import tvm
 import tvm_ffi
 from conftest import best_integer_machines, machines
+from portable import PortableSmull
 
 from planish.backends.tvm.arithmetic import Arithmetic, with_stored_weights
 from planish.backends.tvm.build import TIR_PIPELINE
@@ -26,6 +27,7 @@ from planish.backends.tvm.kernels import (
     Epilogue,
     ExpandDepthwise,
     GlobalMean,
+    IntegerWinograd,
     LayerNorm,
     Pointwise,
     Pool,
@@ -91,6 +93,12 @@ BYTES: list[Spec] = [
     TransposedConv(1, 5, 7, 20, 40, (2, 2), (2, 2), (0, 0), (1, 1), (10, 14), Requantize()),
     ToIntegers(1, 3, 37, 3),
 ]
+# With ARM's products of 16 bits: with padding and without, channels that fill no vector, phases of a stride.
+WORDS: list[Spec] = [
+    IntegerWinograd(1, 9, 7, 21, 40, (1, 1, 1, 1), REQUANTIZED),
+    IntegerWinograd(1, 18, 22, 9, 7, (0, 0, 0, 0)),
+    IntegerWinograd(1, 17, 16, 3, 12, (3, 3, 3, 3), REQUANTIZED, 7, 2),
+]
 PAGE = mmap.PAGESIZE
 ALIGNMENT = 64  # of every buffer that TVM or PyTorch hands to a kernel
 
@@ -142,7 +150,9 @@ def main() -> None:
     for machine in best_integer_machines():
         for spec in BYTES:
             run(spec, machine.arithmetic, machine.target())
-    print(f"{len(SPECS) + len(BYTES) + sum(map(len, PACKED.values()))} kernels stayed inside")
+    for spec in WORDS:
+        run(spec, PortableSmull(4, 32), list(machines().values())[-1].target())
+    print(f"{len(SPECS) + len(BYTES) + len(WORDS) + sum(map(len, PACKED.values()))} kernels stayed inside")
 
 
 if __name__ == "__main__":

@@ -31,20 +31,14 @@ from planish.backends.tvm.kernels.winograd_integer_points import HALF, PLACES, T
 
 from .assembly import innermost_loops, vector_stores
 from .conftest import Runner
+from .portable import PortableSmull
 
 AROUND = (1, 1, 1, 1)
 
 
-@dataclass(frozen=True)
-class Portable(Smull):
-    """Smull, with the storing of 32-bit ARM, which needs no intrinsics of ARM: the kernels run on this processor."""
-
-    held, steps = Vmull.held, Vmull.steps
-
-
 @pytest.fixture
 def arm(widest) -> Runner:
-    return Runner(replace(widest.machine, arithmetic=Portable(4, 32)))
+    return Runner(replace(widest.machine, arithmetic=PortableSmull(4, 32)))
 
 
 # batch, height, width, in, out, padding
@@ -169,7 +163,7 @@ def test_the_largest_sums(arm, wide):
 )
 def test_parts_and_blocks_give_the_same_bytes(arm, extents, parts):
     layer = Layer.of(extents)
-    cut = Portable(4, 32, 4)
+    cut = PortableSmull(4, 32, 4)
     assert plan(layer.spec, cut).parts == parts
     layer.check(Runner(replace(arm.machine, arithmetic=cut)))
 
