@@ -67,8 +67,7 @@ def compile(
 
     Raises UsageError for a wrong argument before any work starts, BuildError where the target cannot take the model.
     """
-    row = Target.get(target)
-    row = replace(row, tiles=tiles_for(row, tiles, may_be_new=bool(tune)))
+    row = _with_tiles(Target.get(target), tiles, tune)
     pipeline = Pipeline.parse(recipe)
     kept = check_tuning(tune, row, batch, tiles) if tune else None
     latency = latency or (layer_latency(row) if row.name == "local" else None)
@@ -77,20 +76,15 @@ def compile(
     outcomes = Outcomes(None if tune else store, pipeline, context, size)
     if found := clock.time("lookup", lambda: outcomes.find(model, args)) if outcomes.is_open else None:
         return _found(found, row, str(pipeline), store, clock)
-    if isinstance(model, (str, os.PathLike)):
-        path = model
-        model = clock.time("capture", lambda: read_graph(path))  # a saved graph may have properties
-    pipeline.check(_known_properties(model), context)
-    captured = clock.time("capture", lambda: capture(model, args))
+    opened = clock.time("capture", lambda: _opened(model), shown=False)
+    pipeline.check(_known_properties(opened), context)
+    captured = clock.time("capture", lambda: capture(opened, args))
     if found := clock.time("lookup", lambda: outcomes.find(captured)) if outcomes.is_open else None:
         return _found(found, row, str(pipeline), store, clock)
     outcome = clock.time("passes", lambda: pipeline.run(captured, context), shown=False)  # it shows each pass
     thinned = Thinned.of(outcome.graph, size)
     if kept is not None:
-        from .backends.tune import tune as tuned  # it brings TVM along
-
-        timed = clock.time("tune", lambda: tuned(thinned.fixed, row, tune, kept, progress), shown=False)
-        row = replace(row, tiles=timed)
+        row = clock.time("tune", lambda: _tuned(thinned.fixed, row, tune, kept, progress), shown=False)
     artifact = clock.time("build", lambda: build(thinned.fixed, row, str(pipeline), store))
     report = Report.of(row.name, str(pipeline), outcome, artifact, clock.seconds)
     outcomes.keep(thinned, report, artifact)
@@ -177,6 +171,23 @@ class Stopwatch:
         (result,) = [work() for _ in (self._progress((label,), label) if shown else (label,))]
         self.seconds[label] = self.seconds.get(label, 0.0) + time.perf_counter() - started
         return result
+
+
+def _with_tiles(row: Target, tiles: str | os.PathLike | None, tune: int) -> Target:
+    """A target with the register tiles that were measured for it."""
+    return replace(row, tiles=tiles_for(row, tiles, may_be_new=bool(tune)))
+
+
+def _tuned(graph: Graph, row: Target, count: int, path: Path, progress: Callable[[Iterable, str], Iterable]) -> Target:
+    """A target with the tiles that measuring a graph's layers finds."""
+    from .backends.tune import tune  # it brings TVM along
+
+    return replace(row, tiles=tune(graph, row, count, path, progress))
+
+
+def _opened(model: Source) -> Source:
+    """What a file holds: a saved graph may have properties. Any other model as it is."""
+    return read_graph(model) if isinstance(model, (str, os.PathLike)) else model
 
 
 def _known_properties(model: Source) -> set[str]:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .base import ROUNDER, Integers
+from .base import Integers
+from .rounding import ROUNDER
 from .tir import T
 
 

@@ -10,9 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...tiles import NO_TILES, Tiles
+from .rounding import nearest
 from .tir import T
-
-ROUNDER = 1.5 * 2**23  # float32 has no fractions around it
 
 
 @dataclass(frozen=True)
@@ -195,12 +194,8 @@ class Integers(Arithmetic):
 
     def steps(self, real: Any, low: Any, high: Any) -> Any:
         """A vector of float32, held between two whole numbers and rounded half to even. low, high: scalars."""
-        ends = (T.broadcast(end, self.lanes) for end in (low, high))
-        rounder = T.broadcast(T.float32(ROUNDER), self.lanes)
-        sum_ = T.min(T.max(real, next(ends)), next(ends)) + rounder
-        # By way of the bits: TVM takes x + y - y for x.
-        bits = T.reinterpret(sum_, dtype=f"int32x{self.lanes}")
-        return T.reinterpret(bits, dtype=f"float32x{self.lanes}") - rounder
+        ends = [T.broadcast(end, self.lanes) for end in (low, high)]
+        return nearest(T.min(T.max(real, ends[0]), ends[1]), self.lanes)
 
     def centered(self, stored: Any, zero_point: Any) -> Any:
         """A vector of bytes minus a scalar of float32, as float32."""

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ..arithmetic import Arithmetic
+from ..arithmetic.rounding import with_rounder, without_rounder
 from ..arithmetic.tir import T
 from .builder import Vector, broadcast
 from .epilogues import Epilogue
-from .rounding import with_rounder, without_rounder
 
 
 def _same(x: Vector, number: float, lanes: int) -> Vector:

@@ -209,7 +209,9 @@ class Kernel:
 
     def when(self, condition: Any) -> Any:
         """A branch of the program; a condition that Python already knows to be true is no branch."""
-        return nullcontext() if condition is True else _branch(condition)
+        if condition is True:
+            return nullcontext()
+        return _branch(T.bool(False) if condition is False else condition)
 
 
 def _with_root_block(function: Any) -> Any:

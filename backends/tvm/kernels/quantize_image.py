@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ..arithmetic import Arithmetic
+from ..arithmetic.rounding import nearest, with_rounder
 from ..arithmetic.tir import T
 from .builder import Index, Kernel, Parameters, Vector, View
 from .requantize import Constant, Steps
-from .rounding import nearest, with_rounder
 from .shapes import ToIntegers, round_up
 
 FEW = 4  # channels whose bytes fill one int32

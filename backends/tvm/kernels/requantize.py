@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from ..arithmetic import Integers
+from ..arithmetic.rounding import ROUNDER, nearest, with_rounder, without_rounder
 from ..arithmetic.tir import T
 from .builder import Vector, View
 from .epilogues import Dequantize, Requantize
-from .rounding import ROUNDER, nearest, with_rounder, without_rounder
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from ..arithmetic.arm_words import words
 from .shapes import IntegerWinograd, round_up
 from .tile import Tile, register_tile
 from .winograd_integer_points import ONE, PLACES
+from .winograd_plan import output_of, taps_of
 
 LARGE, SMALL = PLACES  # inputs of a tile, per side
 
@@ -127,21 +128,9 @@ class Plan:
         return each // self.images * channels_of(spec) * self.pitch_out
 
 
-def taps_of(spec: IntegerWinograd) -> int:
-    """Taps of a phase's filter, per side: a stride leaves as many phases of the input, each with its part of them."""
-    return -(-spec.kernel // spec.stride)
-
-
 def channels_of(spec: IntegerWinograd) -> int:
     """Input channels of all phases."""
     return spec.stride**2 * spec.in_channels
-
-
-def output_of(spec: IntegerWinograd) -> tuple[int, int]:
-    """Height and width of the result."""
-    top, bottom, left, right = spec.padding
-    rows, columns = spec.height + top + bottom - spec.kernel, spec.width + left + right - spec.kernel
-    return rows // spec.stride + 1, columns // spec.stride + 1
 
 
 def lines_of(spec: IntegerWinograd) -> tuple[Line, Line]:

@@ -48,18 +48,17 @@ class Points:
         return 2 ** (31 - self.bits) - 1
 
 
+def _spread_shared(d: Values, odd: Any) -> list[Any]:
+    """Five inputs at 0, 1 and -1, which are alike for both sets of points."""
+    one, rise = d[1] + d[2] - odd, d[2] - d[1]
+    return [((d[0] - d[2]) << 1) + odd, one + (one << 1), rise + (rise << 1) - odd]
+
+
 def _spread_two(d: Values) -> list[Any]:
     """Those at 1 and -1 have the other sign."""
     odd = d[3] - d[1]
     if len(d) == 5:
-        one, rise = d[1] + d[2] - odd, d[2] - d[1]
-        return [
-            ((d[0] - d[2]) << 1) + odd,
-            one + (one << 1),
-            rise + (rise << 1) - odd,
-            odd,
-            d[4] - d[2] - (odd << 1),
-        ]
+        return [*_spread_shared(d, odd), odd, d[4] - d[2] - (odd << 1)]
     even, twice = d[4] - d[2], odd << 1
     even_one, odd_one = (d[2] << 2) - d[4], (d[1] << 2) - d[3]
     return [
@@ -84,14 +83,7 @@ def _gather_two(m: Values, taps: int) -> list[Any]:
 def _spread_half(d: Values) -> list[Any]:
     odd = d[3] - d[1]
     if len(d) == 5:
-        one, rise = d[1] + d[2] - odd, d[2] - d[1]
-        return [
-            ((d[0] - d[2]) << 1) + odd,
-            one + (one << 1),
-            rise + (rise << 1) - odd,
-            odd + (odd << 2),
-            (d[4] - d[2] - (odd << 1)) << 1,
-        ]
+        return [*_spread_shared(d, odd), odd + (odd << 2), (d[4] - d[2] - (odd << 1)) << 1]
     even, twice = d[4] - d[2], odd << 1
     low, high = d[2] - ((odd - d[2]) << 1), d[3] - ((even - d[3]) << 1)
     return [

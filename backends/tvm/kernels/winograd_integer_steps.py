@@ -13,9 +13,10 @@ from .microkernel import Accumulators, Ahead, halved
 from .output import Output
 from .shapes import IntegerWinograd, round_up
 from .tile import segments
-from .winograd_integer_plan import Block, Group, Plan, Region, channels_of, taps_of
+from .winograd_integer_plan import Block, Group, Plan, Region, channels_of
 from .winograd_integer_points import PLACES, Points, points_of
 from .winograd_integer_transforms import Lanes, sums
+from .winograd_plan import taps_of
 
 
 class Spot(NamedTuple):

@@ -22,10 +22,11 @@ from .requantize import Constant
 from .shapes import IntegerWinograd, Signature
 from .tile import is_parallel
 from .winograd_border import Border
-from .winograd_integer_plan import LARGE, Block, Plan, channels_of, plan, taps_of
+from .winograd_integer_plan import LARGE, Block, Plan, channels_of, plan
 from .winograd_integer_points import points_of
 from .winograd_integer_steps import Share, Spot, Steps, rows_of
 from .winograd_integer_transforms import weights
+from .winograd_plan import taps_of
 
 
 def signature(spec: IntegerWinograd, arithmetic: Integers) -> Signature:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..arithmetic import Arithmetic
-from .shapes import Winograd, round_up
+from .shapes import IntegerWinograd, Winograd, round_up
 from .tile import Blocks, Tile, Tiling, tile_of
 from .winograd_costs import costs
 
@@ -105,12 +105,12 @@ class Plan:
         return self.room * pitch + self.lanes
 
 
-def taps_of(spec: Winograd) -> int:
+def taps_of(spec: Winograd | IntegerWinograd) -> int:
     """Taps of a phase's filter, per side."""
     return -(-spec.kernel // spec.stride)
 
 
-def output_of(spec: Winograd) -> tuple[int, int]:
+def output_of(spec: Winograd | IntegerWinograd) -> tuple[int, int]:
     """Height and width of the result."""
     top, bottom, left, right = spec.padding
     rows, columns = spec.height + top + bottom - spec.kernel, spec.width + left + right - spec.kernel

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from . import winograd_integer_plan, winograd_plan
+from . import winograd_plan
 from .shapes import (
     Dense,
     Depthwise,
@@ -50,13 +50,8 @@ def _direct(spec: DirectConv, batch: int) -> int:
     return (spec.batch or batch) * pixels * spec.out_channels * per_output
 
 
-def _winograd(spec: Winograd, batch: int) -> int:
+def _winograd(spec: Winograd | IntegerWinograd, batch: int) -> int:
     pixels = prod(winograd_plan.output_of(spec))
-    return (spec.batch or batch) * pixels * spec.out_channels * spec.in_channels * spec.kernel**2
-
-
-def _integer_winograd(spec: IntegerWinograd, batch: int) -> int:
-    pixels = prod(winograd_integer_plan.output_of(spec))
     return (spec.batch or batch) * pixels * spec.out_channels * spec.in_channels * spec.kernel**2
 
 
@@ -84,7 +79,7 @@ def _dense(spec: Dense | WeightOnlyDense, batch: int) -> int:
 _MACS: dict[type, Callable[[Any, int], int]] = {
     DirectConv: _direct,
     Winograd: _winograd,
-    IntegerWinograd: _integer_winograd,
+    IntegerWinograd: _winograd,
     TransposedConv: _transposed,
     Pointwise: _pointwise,
     Depthwise: _depthwise,

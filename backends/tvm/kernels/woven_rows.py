@@ -7,7 +7,6 @@ not have, meet weights of zero: what is read for them does not matter.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -15,7 +14,8 @@ import numpy as np
 
 from ..arithmetic import Arithmetic, Integers
 from ..arithmetic.tir import T
-from .builder import Index, Kernel, Register, View, largest, smallest
+from .builder import Index, Register, View, largest, smallest
+from .several_rows import SeveralRows
 from .shapes import Window, round_up
 from .window import Columns, by_input, input_column, input_row, rows_on_image
 
@@ -42,17 +42,8 @@ def pack(matrix: np.ndarray, window: Window, arithmetic: Integers, lanes: int) -
     return padded.reshape(-1, lanes, padded.shape[1] // rows, rows, wide).transpose(0, 2, 4, 1, 3).ravel()
 
 
-@dataclass(frozen=True)
-class Rows:
-    """A window over inputs whose columns are `pitch` apart; `together`: channels that are taken at a time."""
-
-    kernel: Kernel
-    arithmetic: Integers
-    window: Window
-    height: int
-    pitch: int
-    together: int
-    weights: View
+class Rows(SeveralRows):
+    """Those of a window, woven."""
 
     def accumulate(
         self,
@@ -64,10 +55,6 @@ class Rows:
         column: Index,
         group: Index,
     ) -> None:
-        """Add the window of output row `row` to the registers of each output column.
-
-        The parameters are those of `depthwise.Taps.tile`.
-        """
         (tall, wide), rows = self.window.kernel, self.arithmetic.lane_rows
         for part in range(-(-tall // rows)):
             taps = range(part * rows, min(tall, (part + 1) * rows))

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..arithmetic import Arithmetic, Integers
-from ..arithmetic.tir import T
-from .builder import Index, Kernel, Register, View, largest
+from .builder import Index, Register, View, largest
+from .several_rows import SeveralRows
 from .shapes import Window, round_up
 from .window import Columns, by_input, input_column, input_row, rows_on_image
 
@@ -48,17 +48,8 @@ def pack(matrix: np.ndarray, window: Window, arithmetic: Integers, lanes: int) -
     return np.concatenate([pairs.reshape(count, -1), rows.reshape(count, -1)], 1).ravel()
 
 
-@dataclass(frozen=True)
-class Rows:
-    """A window over inputs whose columns are `pitch` apart; `together`: channels that are taken at a time."""
-
-    kernel: Kernel
-    arithmetic: Integers
-    window: Window
-    height: int
-    pitch: int
-    together: int
-    weights: View
+class Rows(SeveralRows):
+    """Those of a window, zipped."""
 
     def accumulate(
         self,
@@ -70,10 +61,6 @@ class Rows:
         column: Index,
         group: Index,
     ) -> None:
-        """Add the window of output row `row` to the registers of each output column.
-
-        The parameters are those of `depthwise.Taps.tile`.
-        """
         begin, end = rows_on_image(self.window, self.height, row)
         rows = largest(0, end - begin)
         pairs = by_input(self.window, columns)
@@ -81,20 +68,14 @@ class Rows:
         tile = _Tile(self, source, line, row, column, group * self.weights_of_group, reads)
         # Written out, so that LLVM finds the rows' places before the loops around a tile.
         for pair in range(self.window.kernel[0] // 2):
-            with self.when(rows >= 2 * pair + 2):
+            with self.kernel.when(rows >= 2 * pair + 2):
                 tile.two_rows(begin + 2 * pair)
-        with self.when(rows % 2 == 1):
+        with self.kernel.when(rows % 2 == 1):
             tile.last_row(end - 1)
 
     @property
     def weights_of_group(self) -> int:
         return weights_per_channel(self.window, self.arithmetic) * self.together
-
-    def when(self, condition: Any) -> Any:
-        """A branch of the program, or where Python knows the condition, code or none."""
-        if isinstance(condition, bool) and not condition:
-            return self.kernel.when(T.bool(False))
-        return self.kernel.when(condition)
 
 
 @dataclass(frozen=True)

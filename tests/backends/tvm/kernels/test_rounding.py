@@ -5,9 +5,9 @@ import pytest
 import torch
 import tvm
 
+from planish.backends.tvm.arithmetic.rounding import nearest, with_rounder
 from planish.backends.tvm.arithmetic.tir import T
 from planish.backends.tvm.kernels.builder import Kernel
-from planish.backends.tvm.kernels.rounding import nearest, with_rounder
 
 SIZE = 64
 
