@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -112,6 +112,14 @@ def test_this_machine_and_onnxruntime(activations, tmp_path_factory):
         assert SATURATES or export_onnx(graph, tmp_path_factory.mktemp("onnx") / "layers.onnx").equal
 
     check()
+
+
+def test_one_core_ends_a_map_whose_last_tile_overlaps_the_one_before():
+    # 198 pixels: the last tile of sixteen repeats ten, and of the other six two are written alone.
+    plain = Layer(5, (1, 1), (1, 1), (0, 0), (1, 1), 1, "hardswish", 0.0, 0.0)
+    graph, x = integer_graph([plain], "uint8", 0)
+    alone = replace(planish.Target.get("local"), cores=1)
+    assert torch.equal(planish.compile(graph, recipe="", batch=2, target=alone)(x)[0], graph(x)[0])
 
 
 # Every other arithmetic: vpmaddwd as a C program here, smull, sdot, smmla and vmull as C programs on the emulator.

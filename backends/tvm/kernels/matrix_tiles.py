@@ -180,7 +180,7 @@ class Tiles:
             write.pixels(written + some * most, most)
         if isinstance(count, int):
             for begin, size in halved(count % most, most):
-                write.pixels(count - count % most + begin, size)
+                write.pixels(written + count - count % most + begin, size)
         else:
             with self.kernel.loop(count % most, p.size - count % most) as pixel:
                 write.pixels(pixel, 1)
