@@ -276,6 +276,7 @@ class ModuleSession(Session):
         from tvm import relax
 
         from .tvm.quiet import without_scope_warnings
+        from .tvm.threads import set_threads
 
         self.tensor = tvm.runtime.tensor
         self.place = tvm.cuda(0) if bundle.manifest.target["kind"] == "cuda" else tvm.cpu(0)
@@ -285,7 +286,7 @@ class ModuleSession(Session):
             path = bundle.extract(folder, ["model.so"]) / "model.so"
             with without_scope_warnings():
                 module = tvm.runtime.load_module(str(path))
-        tvm.get_global_func("runtime.config_threadpool")(1, threads)
+        set_threads(threads)
         with without_scope_warnings():
             self.function = relax.VirtualMachine(module, self.place)[bundle.manifest.entry]  # type: ignore[arg-type]
 

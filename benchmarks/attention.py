@@ -17,8 +17,9 @@ from tvm import relax
 
 import planish
 from planish.backends.target import Target
-from planish.backends.tvm.build import compile_model, set_threads
+from planish.backends.tvm.build import compile_model
 from planish.backends.tvm.relax import RelaxModel
+from planish.backends.tvm.threads import set_threads
 
 # heads, tokens, width of a head
 LAYERS = {

@@ -21,7 +21,7 @@ from rich.table import Table
 from sklearn.datasets import load_sample_images
 
 import planish
-from planish.backends.tvm.build import set_threads
+from planish.backends.tvm.threads import set_threads
 
 CROP = 224
 FOLD = "canonicalize, fold-batch-norm"

@@ -26,7 +26,7 @@ from timing import Timing, interleaved
 
 import planish
 from planish.backends.onnx import export_onnx
-from planish.backends.tvm.build import set_threads
+from planish.backends.tvm.threads import set_threads
 
 SEEN = 100
 FOLD = "canonicalize, fold-batch-norm"

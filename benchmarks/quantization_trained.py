@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 import planish
-from planish.backends.tvm.build import set_threads
+from planish.backends.tvm.threads import set_threads
 
 SEEN, BATCH = 100, 20
 FOLD = "canonicalize, fold-batch-norm"

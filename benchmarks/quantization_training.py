@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 import planish
-from planish.backends.tvm.build import set_threads
+from planish.backends.tvm.threads import set_threads
 
 SEEN, BATCH, SCORED = 512, 64, 250
 RATES = {8: 0.0001, 4: 0.0005}  # by bits of activations

@@ -23,7 +23,7 @@ from timing import interleaved
 
 import planish
 from latency import RECIPES
-from planish.backends.tvm.build import set_threads
+from planish.backends.tvm.threads import set_threads
 from planish.ir.cost import cost
 
 SIZES = (64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)

@@ -20,7 +20,7 @@ from rich.table import Table
 from timing import interleaved
 
 import planish
-from planish.backends.tvm.build import set_threads
+from planish.backends.tvm.threads import set_threads
 
 FLOAT = "canonicalize, fold-batch-norm"
 RECIPES = {"float": FLOAT, "int8": f"{FLOAT}, insert-fake-quant{{activations=target}}, calibrate, lower-integers"}

@@ -18,7 +18,7 @@ from rich.table import Table
 from timing import Timing, interleaved
 
 import planish
-from planish.backends.tvm.build import set_threads
+from planish.backends.tvm.threads import set_threads
 
 PACKED = "insert-fake-quant{{activations=none, {}}}, calibrate{{data=none}}, lower-weights"
 RECIPES = {

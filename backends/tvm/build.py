@@ -26,6 +26,7 @@ from .codegen import compile_parts
 from .lowering import lower_kernels
 from .quiet import without_scope_warnings
 from .relax import RelaxModel
+from .threads import start_pool
 
 _transform = relax.transform
 
@@ -113,6 +114,7 @@ class CompiledModel:
 
     def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
         """Inputs are read in place (no copy) when they are contiguous and aligned."""
+        start_pool()
         with self._lock:
             results = self._main(*map(_readable, inputs))
         # Given torch tensors, tvm-ffi hands torch tensors back; given none (a region of constants), its own.
@@ -143,6 +145,7 @@ class CompiledModel:
             taken[place].append(spent)
             place += 1
 
+        start_pool()
         with self._lock:
             machine = relax.VirtualMachine(self.module, tvm.cpu())
             machine.set_instrument(note)
@@ -234,11 +237,6 @@ def _tir_pipeline() -> tuple[tvm.transform.Pass, Callable, Callable]:
 
 TIR_PIPELINE = "planish"
 register_tir_pipeline(TIR_PIPELINE, _tir_pipeline)
-
-
-def set_threads(count: int) -> None:
-    """How many threads TVM's pool may use in this process."""
-    tvm.get_global_func("runtime.config_threadpool")(1, count)
 
 
 def _readable(tensor: torch.Tensor) -> torch.Tensor:

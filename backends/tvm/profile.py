@@ -12,10 +12,11 @@ import torch
 from ...ir.graph import Graph
 from ..target import Target
 from . import peak
-from .build import compile_model, set_threads
+from .build import compile_model
 from .kernels import signature
 from .kernels.work import Work, work
 from .relax import to_relax
+from .threads import set_threads
 
 # node, kernel, seconds, multiply-accumulates, bytes, seconds of the bound
 Row = tuple[str, str, float, int, int, float]

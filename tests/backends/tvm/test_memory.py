@@ -9,8 +9,9 @@ from example_graphs import example_graph
 from tvm import relax
 
 import planish
-from planish.backends.tvm.build import compile_model, set_threads
+from planish.backends.tvm.build import compile_model
 from planish.backends.tvm.relax import to_relax
+from planish.backends.tvm.threads import set_threads
 from planish.ir.specialize import fix_batch
 
 INT8 = "canonicalize, fold-batch-norm, insert-fake-quant, calibrate, lower-integers"

@@ -110,7 +110,7 @@ def test_two_convs_that_meet_in_an_add_share_one_epilogue():
 
 
 def test_one_and_two_threads_give_the_same_bytes():
-    from planish.backends.tvm.build import set_threads
+    from planish.backends.tvm.threads import set_threads
 
     compiled, x, results = compiled_example("mobilenet"), image(EXAMPLES["mobilenet"][1]), []
     for threads in (1, 2):

@@ -27,6 +27,7 @@ from planish.backends.tvm.kernels import (
     prim_func,
     signature,
 )
+from planish.backends.tvm.threads import set_threads
 
 from .conftest import Runner, best_integer_machines, machines
 
@@ -50,9 +51,8 @@ SPECS = {
 @pytest.fixture
 def threads() -> Iterator:
     """Sets the number of TVM's threads; afterwards it is one again."""
-    configure = tvm.get_global_func("runtime.config_threadpool")
-    yield lambda count: configure(1, count)
-    configure(1, 1)
+    yield set_threads
+    set_threads(1)
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
