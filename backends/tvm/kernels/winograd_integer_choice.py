@@ -11,7 +11,7 @@ from ..arithmetic import Integers, Smull, Vmull
 from .epilogues import Requantize
 from .shapes import DirectConv, IntegerWinograd, round_up
 from .winograd_choice import taps_on_image
-from .winograd_integer_plan import channels_of, lines_of, plan
+from .winograd_integer_plan import lines_of, plan, weights_of
 from .winograd_integer_points import Points, points_of
 
 # A multiplier is divided by a power of two, which is exact where the quotient is no denormal.
@@ -82,7 +82,7 @@ def _time(spec: IntegerWinograd, arithmetic: Integers, cost: Costs) -> float:
     p, images = plan(spec, arithmetic), spec.batch or 1
     transforms = p.tiles * (cost.spread * spec.stride**2 * p.pitch_in + cost.gather * p.pitch_out) / p.lanes
     done = images * (p.products(spec) / cost.products + transforms)
-    read = 2 * len(p.places) * channels_of(spec) * p.pitch_out
+    read = 2 * weights_of(spec, p.places) * p.pitch_out
     return max(done / arithmetic.cores, _reading(read, images // p.images, arithmetic, cost))
 
 

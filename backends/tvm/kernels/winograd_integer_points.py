@@ -20,6 +20,7 @@ import numpy as np
 # Inputs of a tile, per side -> the number of each of its places among the six points.
 PLACES = {6: (0, 1, 2, 3, 4, 5), 5: (0, 1, 2, 3, 5)}
 ONE = 1  # the place of the point 1
+INFINITY = 5  # that of the highest tap
 
 Values = Sequence[Any]  # whole numbers, or vectors of them, with +, - and <<
 

@@ -13,7 +13,7 @@ from .microkernel import Accumulators, Ahead, halved
 from .output import Output
 from .shapes import IntegerWinograd, round_up
 from .tile import segments
-from .winograd_integer_plan import Block, Group, Plan, Region, channels_of
+from .winograd_integer_plan import Block, Group, Plan, Region
 from .winograd_integer_points import PLACES, Points, points_of
 from .winograd_integer_transforms import Lanes, sums
 from .winograd_plan import taps_of
@@ -98,27 +98,27 @@ class Steps:
                     with self.kernel.grid(panels.count, rows.count) as (panel, number):
                         first, vector = rows.start + number * rows.size, panels.start + panel * panels.size
                         patch = Patch(group.first + first, rows.size, vector, panels.size)
-                        self.multiply_patch(share, group, group.number + place, patch, weights, starts)
+                        self.multiply_patch(share, group, place, patch, weights, starts)
 
     def multiply_patch(
         self, share: Share, group: Group, place: Index, patch: Patch, weights: View, starts: View
     ) -> None:
-        """One register tile at a place."""
-        p, how, depth = self.plan, words(self.arithmetic), channels_of(self.spec)
-        lanes, channel = p.lanes, (share.first + patch.vector) * p.lanes
+        """One register tile at a place of a group."""
+        p, how, depth = self.plan, words(self.arithmetic), group.depth
+        lanes, channel, plane = p.lanes, (share.first + patch.vector) * p.lanes, group.number + place
         sums = Accumulators(self.kernel, how, patch.tiles, patch.vectors)
-        sums.start(starts, self.kernel.select(place == p.one, p.pitch_out, 0) + channel)
-        here = (place * p.pitch_out + channel) * depth
+        sums.start(starts, self.kernel.select(plane == p.one, p.pitch_out, 0) + channel)
+        here = (group.weights + place * depth) * p.pitch_out + channel * depth
         ahead = None
         if patch.tiles == p.tile.pixels:
             rows, number = round_up(group.tiles, patch.tiles) // patch.tiles, (patch.tile - group.first) // patch.tiles
             ahead = Ahead.plan(how, here + depth * patch.vectors * lanes, depth, patch.vectors, rows, number)
-        first = place * p.plane(self.block.tiles, p.depth) + patch.tile * p.depth
-        for start, done, length in self.runs:
+        first = plane * p.plane(self.block.tiles, p.depth) + patch.tile * p.depth
+        for start, done, length in self.runs(group):
             offsets = [first + start + i * p.depth for i in range(patch.tiles)]
             passed = ahead and ahead.after(done // how.unroll)
             sums.accumulate(self.spread, offsets, weights, here + done * patch.vectors * lanes, length, passed)
-        target = place * p.plane(self.block.tiles, share.pitch) + patch.tile * share.pitch + patch.vector * lanes
+        target = plane * p.plane(self.block.tiles, share.pitch) + patch.tile * share.pitch + patch.vector * lanes
         sums.finish(lambda i, v, value: share.products.store(target + i * share.pitch + v * lanes, value, lanes))
 
     def gather_tile(self, share: Share, region: Region, spot: Spot, output: Output, row: Index) -> None:
@@ -161,13 +161,17 @@ class Steps:
         """Of the input, with its padding, that an image of the block has."""
         return rows_of(self.spec, self.block)
 
-    @property
-    def runs(self) -> list[tuple[int, int, int]]:
-        """(start, channels before it, channels) of those of a tile that lie side by side: all, or those of a phase."""
-        p, channels = self.plan, self.spec.in_channels
-        if p.pitch_in == channels or self.spec.stride == 1:
-            return [(0, 0, channels_of(self.spec))]
-        return [(i * p.pitch_in, i * channels, channels) for i in range(self.spec.stride**2)]
+    def runs(self, group: Group) -> list[tuple[int, int, int]]:
+        """(start, channels before it, channels) of those of a tile that lie side by side, at the places of a group."""
+        pitch, channels = self.plan.pitch_in, self.spec.in_channels
+        found: list[tuple[int, int, int]] = []
+        for number, phase in enumerate(group.phases):
+            start, before, length = found[-1] if found else (0, 0, 0)
+            if found and start + length == phase * pitch:
+                found[-1] = start, before, length + channels
+            else:
+                found.append((phase * pitch, number * channels, channels))
+        return found
 
     def number(self, region: Region, spot: Spot) -> Index:
         """Of a tile in its block."""

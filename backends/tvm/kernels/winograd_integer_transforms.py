@@ -45,10 +45,10 @@ def sums(value: Lanes, points: Points, shift: int, lanes: int) -> Vector:
 
 
 def weights(weight: np.ndarray, stride: int, points: Points) -> np.ndarray:
-    """[out, in, kernel, kernel] whole numbers -> [6, 6, out, phases * in] int64."""
+    """[out, in, kernel, kernel] whole numbers -> [6, 6, out, phases, in] int64."""
     taps = -(-weight.shape[-1] // stride)
     whole = np.zeros((*weight.shape[:2], taps * stride, taps * stride), np.int64)
     whole[:, :, : weight.shape[2], : weight.shape[3]] = weight
     phases = [whole[:, :, a::stride, b::stride] for a, b in np.ndindex(stride, stride)]
     matrix = points.weight[taps]
-    return np.einsum("ai,ocij,bj->aboc", matrix, np.concatenate(phases, 1), matrix, optimize=True)
+    return np.einsum("ai,opcij,bj->abopc", matrix, np.stack(phases, 1), matrix, optimize=True)

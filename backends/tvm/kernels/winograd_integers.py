@@ -22,7 +22,7 @@ from .requantize import Constant
 from .shapes import IntegerWinograd, Signature
 from .tile import is_parallel
 from .winograd_border import Border
-from .winograd_integer_plan import LARGE, Block, Plan, channels_of, plan
+from .winograd_integer_plan import LARGE, Block, Plan, phases_at, plan, weights_of
 from .winograd_integer_points import points_of
 from .winograd_integer_steps import Share, Spot, Steps, rows_of
 from .winograd_integer_transforms import weights
@@ -33,7 +33,7 @@ def signature(spec: IntegerWinograd, arithmetic: Integers) -> Signature:
     p = plan(spec, arithmetic)
     source = (spec.batch, spec.height, spec.width, p.pitch_in)
     output = (spec.batch, p.out_height, p.out_width, p.pitch_out)
-    packed = ((len(p.places) * channels_of(spec) * p.pitch_out,), "int16"), ((2 * p.pitch_out,), "int32")
+    packed = ((weights_of(spec, p.places) * p.pitch_out,), "int16"), ((2 * p.pitch_out,), "int32")
     return product_weights.signature(spec.epilogue, arithmetic, source, output, packed, p.pitch_out)
 
 
@@ -55,8 +55,9 @@ def pack(
     points = points_of(wide=spec.wide)
     placed, panels = weights(weight, spec.stride, points), []
     for i, j in p.places:
-        matrix = np.zeros((p.pitch_out, channels_of(spec)), np.int16)
-        matrix[: spec.out_channels] = placed[i, j]
+        own = placed[i, j][:, phases_at(spec, (i, j))].reshape(spec.out_channels, -1)
+        matrix = np.zeros((p.pitch_out, own.shape[1]), np.int16)
+        matrix[: spec.out_channels] = own
         for first in range(0, p.pitch_out, each):
             panels.append(packing.panels(matrix[first : first + each], words(arithmetic), p.tile.vectors))
     own = np.zeros(spec.out_channels, np.int64) if bias is None else np.asarray(bias, np.int64).reshape(-1)
