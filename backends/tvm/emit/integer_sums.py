@@ -31,7 +31,7 @@ from ..kernels import (
     constants,
     winograd_integer_choice,
 )
-from . import transposed
+from . import concatenation, transposed
 from .batched_products import emit_integers
 from .fuse_integers import IntegerPair, IntegerSum, is_depthwise, is_pointwise, window
 from .integer_bounds import sum_ends, with_small_sums
@@ -61,9 +61,11 @@ def _conv(emitter: Emitter, kernel: IntegerSum) -> bool:
     else:
         spec = DirectConv(batch, height, width, channels, outputs, shape, call.groups, False, finish, bordered)
         spec = _filtered(emitter, spec, arrays) or spec
-    inputs = [kernel.source] if kernel.residual is None else [kernel.source, kernel.residual]
-    packed = [emitter.values.packed(value) for value in inputs]
-    value = emitter.product_kernel(kernel.result, spec, packed, arrays, emitter.integers)
+    assert emitter.integers is not None
+    spec, inputs = concatenation.read(emitter, kernel.source, spec, emitter.integers)
+    if kernel.residual is not None:
+        inputs.append(emitter.values.packed(kernel.residual))
+    value = emitter.product_kernel(kernel.result, spec, inputs, arrays, emitter.integers)
     emitter.values.set_packed(kernel.result, value)
     return True
 

@@ -12,7 +12,8 @@ import torch
 from torch import fx
 
 from ....ir.ops import arguments, op_name
-from ..kernels import Binary, Concat, GlobalMean, Pool, Unary, Window
+from ..kernels import Binary, GlobalMean, Pool, Unary, Window
+from . import concatenation
 from .fuse import activation, pair
 from .tvm_ops import ELEMENTWISE
 
@@ -115,24 +116,6 @@ def _elementwise(emitter: Emitter, node: fx.Node) -> bool:
     return True
 
 
-def _cat(emitter: Emitter, node: fx.Node) -> bool:
-    """Along channels, where every part fills its lanes."""
-    call, how = arguments(node), emitter.arithmetic_of(node)
-    if node.meta["val"].dtype not in emitter.floats and emitter.integers is not None:
-        how = emitter.integers
-    found = [emitter.packed_extents(n) for n in call.tensors]
-    parts = [part for part in found if part is not None and part[3] % how.lanes == 0]
-    if call.dim % 4 != 1 or len(parts) < len(found):
-        return False
-    if not any(emitter.values.is_packed(n) for n in call.tensors):
-        return False
-    batch, height, width, _ = parts[0]
-    spec = Concat(batch, height, width, tuple(part[3] for part in parts))
-    inputs = [emitter.values.packed(n) for n in call.tensors]
-    emitter.values.set_packed(node, emitter.kernel(node, spec, inputs, [], how))
-    return True
-
-
 _RULES: dict[str, Callable[[Emitter, fx.Node], bool]] = {
     "max_pool2d": _pool,
     "avg_pool2d": _pool,
@@ -140,7 +123,7 @@ _RULES: dict[str, Callable[[Emitter, fx.Node], bool]] = {
     "mean": _global_mean,
     "add": _binary,
     "mul": _binary,
-    "cat": _cat,
+    "cat": concatenation.emit,
     **dict.fromkeys(
         ("relu", "relu6", "hardtanh", "clamp", "hardswish", "hardsigmoid", "sigmoid", "silu", "gelu", "tanh"), _unary
     ),

@@ -14,7 +14,7 @@ from tvm import relax
 from ....ir.integers.packed_weights import WEIGHT_ONLY
 from ....ir.ops import arguments, is_op, op_name
 from ..kernels import Dense, Depthwise, DirectConv, ExpandDepthwise, Pointwise, WeightOnlyDense, winograd_choice
-from . import transposed, weight_only
+from . import concatenation, transposed, weight_only
 from .fuse import Product, ProductPair, is_depthwise, is_pointwise, window
 from .rows import Rows
 
@@ -52,9 +52,11 @@ def _emit_conv(emitter: Emitter, product: Product) -> None:
         image = not emitter.values.is_packed(source) and channels < emitter.arithmetic_of(product.node).lanes
         spec = DirectConv(batch, height, width, channels, out_channels, shape, call.groups, image, epilogue)
         spec = winograd_choice.instead_of(spec, emitter.arithmetic_of(product.node)) or spec
-    reads_plain = getattr(spec, "image", False)
-    first = emitter.values[source] if reads_plain else emitter.values.packed(source)
-    _emit_packed(emitter, product, spec, [first, *inputs])
+    if getattr(spec, "image", False):
+        first = [emitter.values[source]]
+    else:
+        spec, first = concatenation.read(emitter, source, spec, emitter.arithmetic_of(product.node))
+    _emit_packed(emitter, product, spec, [*first, *inputs])
 
 
 def _emit_packed(emitter: Emitter, product: Product, spec: Any, inputs: list[relax.Expr]) -> None:

@@ -6,6 +6,7 @@ spec and call it.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -127,6 +128,16 @@ def tiling(spec: Spec, arithmetic: Arithmetic) -> Tiling | None:
     return found(spec, arithmetic) if found else None
 
 
+def in_parts(spec: Spec, arithmetic: Arithmetic, channels: tuple[int, ...]) -> Spec | None:
+    """The spec whose input lies in maps of so many `channels` each, side by side; None where its kernel reads one map.
+
+    Every map fills whole vectors, and whole passes of the inner loop.
+    """
+    takes = getattr(family(spec, arithmetic), "takes_parts", None)
+    is_whole = not any(extent % max(arithmetic.lanes, arithmetic.unroll) for extent in channels)
+    return replace(spec, parts=channels) if takes and is_whole and takes(spec, arithmetic) else None  # type: ignore[call-arg]
+
+
 def describe(spec: Spec, arithmetic: Arithmetic) -> str:
     """Family and register tile in a few words."""
     return family(spec, arithmetic).describe(spec, arithmetic)
@@ -172,6 +183,7 @@ __all__ = [
     "Winograd",
     "constants",
     "describe",
+    "in_parts",
     "pack",
     "prim_func",
     "round_up",

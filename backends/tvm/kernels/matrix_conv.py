@@ -15,6 +15,7 @@ from .matrix_plan import MatrixPlan, plan
 from .matrix_tiles import Block, Tiles
 from .output import Output
 from .shapes import Dense, DirectConv, Pointwise, Shape, Signature
+from .sources import Sources
 from .tile import is_parallel, lies_in, segments
 
 Product = Pointwise | Dense | DirectConv
@@ -33,7 +34,16 @@ def signature(spec: Product, arithmetic: Amx) -> Signature:
         output = (spec.batch, height, width, p.out_pitch)
     outputs = p.vectors * lanes
     packed = ((p.vectors * p.panel_bytes,), "int8"), ((outputs,), "int32"), ((lanes,), "uint8")
-    return product_weights.signature(spec.epilogue, arithmetic, source, output, packed, outputs)
+    return product_weights.signature(spec.epilogue, arithmetic, source, output, packed, outputs, parts_of(spec))
+
+
+def takes_parts(spec: Product, arithmetic: Amx) -> bool:
+    """Whether the input may lie in several maps: where lines of it are copied, they are put together."""
+    return isinstance(spec, DirectConv) and plan(spec, arithmetic.lanes).copied
+
+
+def parts_of(spec: Product) -> tuple[int, ...]:
+    return spec.parts if isinstance(spec, DirectConv) else ()
 
 
 def pack(
@@ -95,16 +105,18 @@ def described(p: MatrixPlan, arithmetic: Amx, family: str = "") -> str:
 
 
 def prim_func(spec: Product, arithmetic: Amx) -> Any:
-    return nest_of(plan(spec, arithmetic.lanes), signature(spec, arithmetic), spec.epilogue, arithmetic)
+    p, parameters = plan(spec, arithmetic.lanes), signature(spec, arithmetic)
+    return nest_of(p, parameters, spec.epilogue, arithmetic, parts_of(spec))
 
 
-def nest_of(p: MatrixPlan, parameters: Signature, epilogue: Any, arithmetic: Amx) -> Any:
-    """The PrimFunc of a plan, with the parameters of `signature`."""
+def nest_of(p: MatrixPlan, parameters: Signature, epilogue: Any, arithmetic: Amx, parts: tuple[int, ...] = ()) -> Any:
+    """The PrimFunc of a plan, with the parameters of `signature`, and the channels of the maps that it reads."""
     with Kernel() as kernel:
         given = kernel.parameters(parameters)
         output = product_weights.output_of(kernel, arithmetic, epilogue, given, taken=3)
         weights, bias, padding = given.weights[:3]
-        nest = Nest(kernel, arithmetic, p, given.sources[0], weights, bias, padding, output)
+        source = Sources.of(given.sources, parts, p.channels, p.source_pitch)
+        nest = Nest(kernel, arithmetic, p, source, weights, bias, padding, output)
         nest.emit(1 if p.images is None else p.images or given.batch)
     return kernel.prim_func
 
@@ -116,7 +128,7 @@ class Nest:
     kernel: Kernel
     arithmetic: Amx
     plan: MatrixPlan
-    source: View
+    source: Sources
     weights: View
     bias: View
     padding: View
@@ -145,7 +157,8 @@ class Nest:
         p = self.plan
         source, output = self.source.at(image), self.output.at(image)
         if not p.copied:
-            return Block(source, 0, output)
+            (whole,) = source
+            return Block(whole.view, 0, output)
         top = first * p.window.stride[0]
         copy = self.kernel.workspace(p.lines(rows) * p.line_pixels * p.channels, "uint8")
         Copy(self.kernel, p, source, copy, self.padding, self.arithmetic.lanes).emit(top, p.lines(mine))

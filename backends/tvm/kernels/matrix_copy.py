@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..arithmetic.tir import T
 from .builder import Index, Kernel, View
 from .matrix_plan import MatrixPlan
+from .sources import Part, Sources
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Copy:
 
     kernel: Kernel
     plan: MatrixPlan
-    source: View
+    source: Sources
     copy: View
     padding: View
     lanes: int
@@ -30,7 +31,9 @@ class Copy:
             is_inside = T.And(row >= 0, row < p.source_height)
             with kernel.when(is_inside):
                 self.fill(line * pitch, left)
-                self.move(row * (p.source_width * p.source_pitch), line * pitch + left * p.channels)
+                for part in self.source:
+                    first = row * (p.source_width * part.pitch)
+                    self.move(part, first, line * pitch + left * p.channels + part.first)
                 self.fill(line * pitch + (left + p.source_width) * p.channels, right)
             with kernel.when(T.Not(is_inside)):
                 self.fill(line * pitch, p.line_pixels)
@@ -42,16 +45,17 @@ class Copy:
             with self.kernel.loop(pixels * self.plan.channels // size) as i:
                 self.copy.store(offset + i * size, self.padding.vector(0, size), size)
 
-    def move(self, source: Index, target: Index) -> None:
-        """One line of the image, as it is, or the channels in use of each pixel."""
+    def move(self, part: Part, source: Index, target: Index) -> None:
+        """One line of a map, as it is, or its channels in use of each pixel."""
         p = self.plan
-        if p.channels < p.source_pitch:
-            with self.kernel.loop(p.source_width) as pixel:
-                for first in range(0, p.channels, 4):
-                    value = self.source.vector(source + pixel * p.source_pitch + first, 4)
-                    self.copy.store(target + pixel * p.channels + first, value, 4)
+        if part.channels == part.pitch == p.channels:
+            self.run(part.view, source, target, p.source_width * p.channels)
             return
-        size = p.source_width * p.channels
-        at_once = next(each for each in (64, 32, 16) if size % each == 0)
+        with self.kernel.loop(p.source_width) as pixel:
+            self.run(part.view, source + pixel * part.pitch, target + pixel * p.channels, part.channels)
+
+    def run(self, view: View, source: Index, target: Index, size: int) -> None:
+        """Neighbouring bytes."""
+        at_once = next(each for each in (64, 32, 16, 4) if size % each == 0)
         with self.kernel.loop(size // at_once) as i:
-            self.copy.store(target + i * at_once, self.source.vector(source + i * at_once, at_once), at_once)
+            self.copy.store(target + i * at_once, view.vector(source + i * at_once, at_once), at_once)

@@ -13,6 +13,7 @@ from .builder import Index, Kernel, Vector, View
 from .microkernel import Accumulators, Ahead, Soon
 from .output import Output
 from .shapes import Dense, Pointwise, Shape, Signature, round_up
+from .sources import Sources
 from .tile import Blocks, Segment, Tile, Tiling, Traffic, input_blocks, is_parallel, lies_in, segments, tile_of
 
 FEW = 8  # pixels per image below which the images of a run-time batch share register tiles
@@ -73,7 +74,13 @@ def signature(spec: Pointwise | Dense, arithmetic: Arithmetic) -> Signature:
     outputs = p.vectors * arithmetic.lanes
     packed = ((outputs * p.depth,), arithmetic.weight), ((outputs,), arithmetic.accumulator)
     source, output = (*leading, p.pitch_in), (*leading, p.pitch_out)
-    return product_weights.signature(spec.epilogue, arithmetic, source, output, packed, outputs)
+    parts = spec.parts if isinstance(spec, Pointwise) else ()
+    return product_weights.signature(spec.epilogue, arithmetic, source, output, packed, outputs, parts)
+
+
+def takes_parts(spec: Pointwise | Dense, arithmetic: Arithmetic) -> bool:
+    """Whether the input may lie in several maps."""
+    return isinstance(spec, Pointwise)
 
 
 def pack(
@@ -112,7 +119,8 @@ def prim_func(spec: Pointwise | Dense, arithmetic: Arithmetic) -> Any:
     with Kernel() as kernel:
         given = kernel.parameters(signature(spec, arithmetic))
         output = product_weights.output_of(kernel, arithmetic, spec.epilogue, given, taken=2)
-        source, (weights, bias) = given.sources[0], given.weights[:2]
+        parts, (weights, bias) = spec.parts if isinstance(spec, Pointwise) else (), given.weights[:2]
+        source = Sources.of(given.sources, parts, p.reduction, p.pitch_in)
         nest = Nest(kernel, arithmetic, p, source, weights, bias, output)
         per_entry = 1 if isinstance(spec, Dense) else spec.height * spec.width
         nest.emit(
@@ -129,7 +137,7 @@ class Nest:
     kernel: Kernel
     arithmetic: Arithmetic
     product: Product
-    source: View
+    source: Sources
     weights: View
     bias: View
     output: Output
@@ -196,12 +204,15 @@ class Nest:
         channel = panel * (p.tile.vectors * lanes)
         tile = Accumulators(self.kernel, self.arithmetic, pixels, cut.size)
         tile.start(self.bias, channel)
-        offsets = [(pixel + i) * p.pitch_in for i in range(pixels)]
         here = channel * p.depth
         ahead = self.ahead(here, pixel, pixels, cut)
         output, first = self.output.at(image), pixel * p.pitch_out + channel
         soon = Soon.plan(self.arithmetic, output, first, p.pitch_out, pixels, (p.pixels or 0) * p.pitch_out)
-        tile.accumulate(self.source.at(image), offsets, self.weights, here, p.reduction, ahead, soon)
+        for part in self.source.at(image):
+            offsets, weights = [(pixel + i) * part.pitch for i in range(pixels)], here + part.first * (cut.size * lanes)
+            passed = ahead and ahead.after(part.first // self.arithmetic.unroll)
+            tile.accumulate(part.view, offsets, self.weights, weights, part.channels, passed, soon)
+            soon = None  # they were asked for with the first part
         self.store(tile, self.output.at(image), pixel, channel, cut)
 
     def store(self, tile: Accumulators, output: Output, pixel: Index, channel: Index, cut: Segment) -> None:

@@ -20,10 +20,11 @@ def signature(
     output: Shape,
     packed: tuple[tuple[Shape, str], ...],
     outputs: int,
+    parts: tuple[int, ...] = (),
 ) -> Signature:
     """All parameters: `packed` holds (shape, dtype) of weights and biases, in call order.
 
-    outputs: lanes of outputs, those of a multiplier per channel.
+    outputs: lanes of outputs, those of a multiplier per channel; parts: channels of the maps that `source` lies in.
     """
     extra: tuple[tuple[Shape, str], ...] = ()
     if not isinstance(epilogue, Epilogue):
@@ -34,7 +35,8 @@ def signature(
     residual = output if epilogue.residual else None
     is_float = isinstance(epilogue, Epilogue)
     result = arithmetic.activation if is_float else result_dtype(epilogue, arithmetic.activation)
-    return Signature((source,), shapes, residual, output, arithmetic.activation, result, dtypes)
+    sources = tuple((*source[:-1], channels) for channels in parts) or (source,)
+    return Signature(sources, shapes, residual, output, arithmetic.activation, result, dtypes)
 
 
 def finishing(

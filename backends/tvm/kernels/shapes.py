@@ -2,6 +2,7 @@
 
 Packed activations are `[N, H, W, Cp]` with Cp = channels rounded up to the lanes of a vector. The padding lanes hold
 arbitrary finite values. `batch=None` leaves the leading dimension to run time. Heights and widths are the input's.
+`parts`: where the input lies in several maps, side by side along channels, the channels of each; () where it is one.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Pointwise:
     in_channels: int
     out_channels: int
     epilogue: Finish = NO_EPILOGUE
+    parts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class DirectConv:
     image: bool = False
     epilogue: Finish = NO_EPILOGUE
     bordered: bool = False
+    parts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.in_channels % self.groups or self.out_channels % self.groups:
@@ -144,6 +147,7 @@ class Winograd:
     stride: int = 1
     image: bool = False
     fresh: bool = False
+    parts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,7 @@ class IntegerWinograd:
     kernel: int = 3
     stride: int = 1
     wide: bool = False
+    parts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

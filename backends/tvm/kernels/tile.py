@@ -113,14 +113,14 @@ def tile_of(spec: Any, arithmetic: Arithmetic, tiling: Tiling) -> Tile:
 
 @cache
 def layer_name(spec: Any) -> str:
-    """The shape of a layer in words, without its epilogue: `pointwise batch=1 height=7 width=7 ...`."""
+    """The shape of a layer in words, without its epilogue or where its input lies: `pointwise batch=1 height=7 ...`."""
     return " ".join([type(spec).__name__.lower(), *_sizes(spec)])
 
 
 def _sizes(spec: Any) -> Iterator[str]:
     for field in fields(spec):
         value = getattr(spec, field.name)
-        if isinstance(value, Finish):
+        if isinstance(value, Finish) or field.name == "parts":
             continue
         if is_dataclass(value):
             yield from _sizes(value)

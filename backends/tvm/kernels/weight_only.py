@@ -14,6 +14,7 @@ from .builder import Index, Kernel, View
 from .epilogues import NO_EPILOGUE, Epilogue
 from .microkernel import Accumulators
 from .shapes import Shape, Signature, round_up
+from .sources import Sources
 from .tile import Segment, Tiling, tile_of
 
 
@@ -107,7 +108,8 @@ def prim_func(spec: WeightOnlyDense, arithmetic: Arithmetic) -> Any:
     with Kernel() as kernel:
         given = kernel.parameters(signature(spec, arithmetic))
         output = product_weights.output_of(kernel, arithmetic, spec.epilogue, given, taken=len(given.weights))
-        operands = given.sources[0], given.weights[0], given.weights[1], output
+        source = Sources.of(given.sources, (), p.reduction, p.pitch_in)
+        operands = source, given.weights[0], given.weights[1], output
         if spec.scales:
             nest = _ScaledNest(kernel, arithmetic, p, *operands, given.weights[2], spec.scales)
         else:
@@ -128,7 +130,7 @@ class _ScaledNest(pointwise.Nest):
         channel, pitch = panel * (p.tile.vectors * lanes), cut.size * lanes
         sums = Accumulators(self.kernel, self.arithmetic, pixels, cut.size)
         totals = Accumulators(self.kernel, self.arithmetic, pixels, cut.size)
-        run, stored = p.reduction // self.groups, p.depth // self.groups
+        (source,), run, stored = self.source, p.reduction // self.groups, p.depth // self.groups
         here = channel * p.depth
         ahead = self.ahead(here, pixel, pixels, cut) if self.groups == 1 else None
         if self.groups > 1:
@@ -136,7 +138,7 @@ class _ScaledNest(pointwise.Nest):
         with self.kernel.loop(self.groups) as group:
             sums.clear()
             offsets = [(pixel + i) * p.pitch_in + group * run for i in range(pixels)]
-            sums.accumulate(self.source, offsets, self.weights, here + group * (stored * pitch), run, ahead)
+            sums.accumulate(source.view, offsets, self.weights, here + group * (stored * pitch), run, ahead)
             if self.groups == 1:  # only now: meanwhile they would fill registers
                 totals.start(self.bias, channel)
             totals.add_scaled(sums, self.scales, channel * self.groups + group * pitch)

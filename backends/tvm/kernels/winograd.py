@@ -9,6 +9,7 @@ tiles and places, and their products are summed. Winograd pays where maps are la
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from .builder import Index, Kernel, Vector, View, smallest
 from .microkernel import Accumulators, Ahead
 from .output import Output
 from .shapes import Signature, Winograd
+from .sources import Part, Sources
 from .tile import Tiling, is_parallel, segments
 from .winograd_image import arrange
 from .winograd_matrices import Matrices, matrices
@@ -41,7 +43,12 @@ def signature(spec: Winograd, arithmetic: Arithmetic) -> Signature:
     output = (spec.batch, p.out_height, p.out_width, p.pitch_out)
     depths = spec.kernel**2 * spec.in_channels if spec.fresh else p.depths
     packed = ((p.pitch_out * depths,), arithmetic.weight), ((p.pitch_out,), arithmetic.accumulator)
-    return product_weights.signature(spec.epilogue, arithmetic, source, output, packed, p.pitch_out)
+    return product_weights.signature(spec.epilogue, arithmetic, source, output, packed, p.pitch_out, spec.parts)
+
+
+def takes_parts(spec: Winograd, arithmetic: Arithmetic) -> bool:
+    """Whether the input may lie in several maps."""
+    return not spec.image
 
 
 def pack(spec: Winograd, arithmetic: Arithmetic, weight: np.ndarray, bias: np.ndarray | None) -> list[np.ndarray]:
@@ -79,9 +86,10 @@ def prim_func(spec: Winograd, arithmetic: Arithmetic) -> Any:
     with Kernel() as kernel:
         given = kernel.parameters(signature(spec, arithmetic))
         output = product_weights.output_of(kernel, arithmetic, spec.epilogue, given, taken=2)
-        p, source, (weights, bias) = plan(spec, arithmetic), given.sources[0], given.weights[:2]
+        p, views, (weights, bias) = plan(spec, arithmetic), given.sources, given.weights[:2]
         if spec.image:
-            source = arrange(kernel, arithmetic, spec, p.source, source)
+            views = [arrange(kernel, arithmetic, spec, p.source, views[0])]
+        source = Sources.of(views, spec.parts, p.source.pitch, p.source.pitch)
         transforms = Transforms(kernel, arithmetic, _matrices(spec, arithmetic))
         nest = _Nest(kernel, arithmetic, spec, p, source, weights, bias, output, transforms)
         if p.heavy:
@@ -121,7 +129,7 @@ class _Nest:
     arithmetic: Arithmetic
     spec: Winograd
     plan: Plan
-    source: View
+    source: Sources
     weights: View
     bias: View
     output: Output
@@ -192,30 +200,31 @@ class _Nest:
                 self.spread_channels(source, 0, spread, row, column, tile, whole=whole)
 
     def spread_channels(
-        self, source: View, first: Index, spread: View, row: Index, column: Index, tile: Index, *, whole: bool
+        self, source: Sources, first: Index, spread: View, row: Index, column: Index, tile: Index, *, whole: bool
     ) -> None:
         """All phases and channels of a tile that lies on the image as a whole, or not."""
         p, given, lanes = self.plan, self.plan.source, self.plan.lanes
 
-        def read(phase: Phase, i: int, j: int, channel: Index) -> Vector:
+        def read(part: Part, phase: Phase, i: int, j: int, channel: Index) -> Vector:
             y, x = row + (i * given.step + phase.row), column + (j * given.step + phase.column)
-            offset = first + (y * given.width + x) * given.pitch + channel
+            offset = first + (y * given.width + x) * part.pitch + channel
             if whole:
-                return source.vector(offset, lanes)
+                return part.view.vector(offset, lanes)
             on_image = T.And(T.And(y >= 0, y < given.height), T.And(x >= 0, x < given.width))
-            return T.if_then_else(on_image, source.vector(offset, lanes), self.transforms.number(0.0))
+            return T.if_then_else(on_image, part.view.vector(offset, lanes), self.transforms.number(0.0))
 
         hold = self.transforms.hold
-        for number, phase in enumerate(p.phases):
-            with self.kernel.loop(given.pitch // lanes) as vector:
+        for (number, phase), part in product(enumerate(p.phases), source):
+            with self.kernel.loop(part.pitch // lanes) as vector:
                 channel = vector * lanes
                 lines = range(phase.rows), range(phase.columns)
-                values = [[hold(read(phase, i, j, channel)) for j in lines[1]] for i in lines[0]]
+                values = [[hold(read(part, phase, i, j, channel)) for j in lines[1]] for i in lines[0]]
                 results = self.transforms.spread(values)
                 for group in p.groups:
                     for at, (i, j) in enumerate(group.places):
                         if number in group.phases:
-                            mine = group.spread + at * p.plane(group.pitch) + group.phases.index(number) * given.pitch
+                            place = group.phases.index(number) * given.pitch + part.first
+                            mine = group.spread + at * p.plane(group.pitch) + place
                             spread.store(mine + tile * group.pitch + channel, results[i][j], lanes)
 
     def multiply(self, spread: View, products: View, rows: Index, share: _Share) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..arithmetic.tir import T
 from .builder import Index, Kernel, View
+from .sources import Part, Sources
 
 WIDE = 16  # bytes that are copied at a time
 
@@ -29,20 +30,28 @@ class Border:
         """Bytes of a row with its padding."""
         return (self.padding[2] + self.width + self.padding[3]) * self.pitch
 
-    def copy_row(self, source: View, row: Index, to: View, start: Index) -> None:
-        """Row number `row`, counted with the padding, of a map to `start`."""
+    def copy_row(self, source: Sources, row: Index, to: View, start: Index) -> None:
+        """Row number `row`, counted with the padding, of a map or of several side by side, to `start`."""
         top, bottom, left, right = self.padding
-        line, bytes_read = row - top, self.width * self.pitch
+        line = row - top
         inside = T.And(line >= 0, line < self.height) if top or bottom else True
         with self.kernel.when(inside):
             self._fill(to, start, left * self.pitch)
             first = start + left * self.pitch
-            for at, lanes in self._runs(bytes_read):
-                to.store(first + at, source.vector(line * bytes_read + at, lanes), lanes)
-            self._fill(to, first + bytes_read, right * self.pitch)
+            for part in source:
+                self._copy(part, line * (self.width * part.pitch), to, first + part.first)
+            self._fill(to, first + self.width * self.pitch, right * self.pitch)
         if inside is not True:
             with self.kernel.when(T.Not(inside)):
                 self._fill(to, start, self.line)
+
+    def _copy(self, part: Part, begin: Index, to: View, start: Index) -> None:
+        """A row of one map: a run of bytes where its pixels lie side by side in the copy too."""
+        pixels, size = (1, self.width * self.pitch) if part.pitch == self.pitch else (self.width, part.pitch)
+        with self.kernel.loop(pixels) as pixel:
+            for at, lanes in self._runs(size):
+                value = part.view.vector(begin + pixel * part.pitch + at, lanes)
+                to.store(start + pixel * self.pitch + at, value, lanes)
 
     def _fill(self, to: View, start: Index, count: int) -> None:
         for at, lanes in self._runs(count):

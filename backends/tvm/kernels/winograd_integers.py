@@ -20,6 +20,7 @@ from .builder import Index, Kernel, View
 from .output import Output
 from .requantize import Constant
 from .shapes import IntegerWinograd, Signature
+from .sources import Sources
 from .tile import is_parallel
 from .winograd_border import Border
 from .winograd_integer_plan import LARGE, Block, Plan, phases_at, plan, weights_of
@@ -34,7 +35,12 @@ def signature(spec: IntegerWinograd, arithmetic: Integers) -> Signature:
     source = (spec.batch, spec.height, spec.width, p.pitch_in)
     output = (spec.batch, p.out_height, p.out_width, p.pitch_out)
     packed = ((weights_of(spec, p.places) * p.pitch_out,), "int16"), ((2 * p.pitch_out,), "int32")
-    return product_weights.signature(spec.epilogue, arithmetic, source, output, packed, p.pitch_out)
+    return product_weights.signature(spec.epilogue, arithmetic, source, output, packed, p.pitch_out, spec.parts)
+
+
+def takes_parts(spec: IntegerWinograd, arithmetic: Integers) -> bool:
+    """Whether the input may lie in several maps: where rows of it are copied, they are put together."""
+    return any(_padding(spec, plan(spec, arithmetic)))
 
 
 def pack(
@@ -85,7 +91,8 @@ def prim_func(spec: IntegerWinograd, arithmetic: Integers) -> Any:
         given = kernel.parameters(signature(spec, arithmetic))
         output = product_weights.output_of(kernel, arithmetic, spec.epilogue, given, taken=2)
         assert output.constants is not None
-        p, source = plan(spec, arithmetic), given.sources[0]
+        p = plan(spec, arithmetic)
+        source = Sources.of(given.sources, spec.parts, p.pitch_in, p.pitch_in)
         zero = output.constants.scalar(int(Constant.ZERO_OWN)).astype(arithmetic.activation)
         border = Border(kernel, spec.height, spec.width, p.pitch_in, _padding(spec, p), zero)
         packed, starts = given.weights[:2]
@@ -113,7 +120,7 @@ class _Nest:
     arithmetic: Integers
     spec: IntegerWinograd
     plan: Plan
-    source: View
+    source: Sources
     border: Border
     weights: View
     starts: View
@@ -177,7 +184,8 @@ class _Nest:
     def bordered(self, image: Index, images: int, row: Index, rows: int, *, parallel: bool) -> tuple[View, Index]:
         """(view, first element) of rows of the input, counted with the padding: a copy where there is padding."""
         if not any(self.border.padding):
-            return self.source.at(image), row * self.border.line
+            (whole,) = self.source.at(image)
+            return whole.view, row * self.border.line
         to = self.kernel.workspace(images * rows * self.border.line, self.source.dtype)
         with self.kernel.grid(images, rows, parallel=parallel) as (inside, line):
             source = self.source.at(image + inside)
