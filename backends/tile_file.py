@@ -1,4 +1,4 @@
-"""The file of measured register tiles: one for each core, small JSON, made on the machine that it is for.
+"""The file of measured register tiles: one for each core, small JSON, made on the machine it is for or on its model.
 
 {"format": 1, "core": "GenuineIntel 6 143 8", "machine": "x86_64", "lanes": 16, "registers": 32,
  "tiles": {"fp32": {"pointwise batch=1 height=7 width=7 in_channels=960 out_channels=160": "7x2"}}}
@@ -18,6 +18,7 @@ from .target import Target
 from .tiles import NO_TILES, Tiles
 
 FOLDER = "PLANISH_TILES"
+SHIPPED = Path(__file__).with_name("core_tiles")
 FORMAT = 1
 _BROKEN = "remove it, and measure again with tune=N"
 _TILE = re.compile(r"([1-9]\d{0,3})x([1-9]\d{0,3})")
@@ -30,19 +31,32 @@ _IDENTITY = {
 
 
 def tiles_for(target: Target, path: str | os.PathLike | None = None, *, may_be_new: bool = False) -> Tiles:
-    """The tiles of a file; without one those of the row, or what was measured on this machine if the code is for it.
+    """The tiles of a file; without one those of the row, else what comes with Planish for the core.
+
+    What was measured on this machine goes before that where the code is for it.
 
     may_be_new: the file need not be there yet
 
     Raises UsageError for a file that is not there, is broken, or was made on another kind of machine.
     """
-    if path is None:
-        if target.tiles.rows or target.name != "local":
-            return target.tiles
-        path, may_be_new = default_path(), True
-    if path is None or (may_be_new and not Path(path).exists()):
-        return NO_TILES
-    return read_tiles(path, target)
+    if path is not None:
+        return NO_TILES if may_be_new and not Path(path).exists() else read_tiles(path, target)
+    if target.tiles.rows:
+        return target.tiles
+    shipped = shipped_tiles(target)
+    own = default_path() if target.name == "local" else None
+    return shipped.replaced_by(read_tiles(own, target)) if own and own.exists() else shipped
+
+
+def shipped_path(target: Target) -> Path:
+    """Where the tiles lie that come with Planish for the core of a target, if there are any."""
+    return SHIPPED / f"{target.cpu}.json"
+
+
+def shipped_tiles(target: Target) -> Tiles:
+    """The tiles that come with Planish for the core of a target."""
+    path = shipped_path(target)
+    return read_tiles(path, target, target.cpu) if path.exists() else NO_TILES
 
 
 def check_tuning(count: int, target: Target, batch: int | str | None, path: str | os.PathLike | None) -> Path:
@@ -85,16 +99,18 @@ def core_name() -> str:
     return " ".join(facts[key] for key in wanted if key in facts) or platform.machine() or "unknown"
 
 
-def read_tiles(path: str | os.PathLike, target: Target) -> Tiles:
+def read_tiles(path: str | os.PathLike, target: Target, core: str = "") -> Tiles:
     """The tiles of a file for a target.
+
+    core: the one that the file must be for; by default any, but this machine's for target "local"
 
     Raises UsageError for a file that cannot be read, is no tile file, or is for other vector units; for target "local"
     also for one of another core.
     """
     document = _document(Path(path))
     expected: dict[str, Any] = {name: getattr(target, name) for name in ("machine", "lanes", "registers")}
-    if target.name == "local":
-        expected["core"] = core_name()
+    if core or target.name == "local":
+        expected["core"] = core or core_name()
     for name, wanted in expected.items():
         if document.get(name) != wanted:
             what = f"it holds tiles for {name} {document.get(name)!r}"
@@ -103,12 +119,17 @@ def read_tiles(path: str | os.PathLike, target: Target) -> Tiles:
     return Tiles(tuple(sorted(_rows(path, document.get("tiles")))))
 
 
-def write_tiles(path: str | os.PathLike, tiles: Tiles, target: Target) -> None:
-    """Write tiles that were measured on this machine. Equal tiles give equal bytes."""
+def write_tiles(path: str | os.PathLike, tiles: Tiles, target: Target, core: str = "") -> None:
+    """Write tiles that were measured on a core, by default this machine's. Equal tiles give equal bytes."""
     table: dict[str, dict[str, str]] = {}
     for arithmetic, layer, pixels, vectors in tiles.rows:
         table.setdefault(arithmetic, {})[layer] = f"{pixels}x{vectors}"
-    facts = {"core": core_name(), "machine": target.machine, "lanes": target.lanes, "registers": target.registers}
+    facts = {
+        "core": core or core_name(),
+        "machine": target.machine,
+        "lanes": target.lanes,
+        "registers": target.registers,
+    }
     with write_aside(path) as draft:
         draft.write_text(json.dumps({"format": FORMAT, **facts, "tiles": table}, indent=1) + "\n", encoding="utf-8")
 

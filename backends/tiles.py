@@ -26,6 +26,11 @@ class Tiles:
         others = (row for row in self.rows if row[:2] != (arithmetic, layer))
         return Tiles(tuple(sorted([*others, (arithmetic, layer, pixels, vectors)])))
 
+    def replaced_by(self, others: Tiles) -> Tiles:
+        """These tiles, and in place of those of the same layers the others."""
+        kept = (row for row in self.rows if others.get(*row[:2]) is None)
+        return Tiles(tuple(sorted([*kept, *others.rows])))
+
     @cached_property
     def _by_layer(self) -> dict[tuple[str, str], tuple[int, int]]:
         return {(arithmetic, layer): (pixels, vectors) for arithmetic, layer, pixels, vectors in self.rows}

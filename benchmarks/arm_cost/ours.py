@@ -24,8 +24,9 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Kernel:
-    """A function of the program: the layers that call it, how it works, and its cycles in one inference."""
+    """A function of the program: its symbol, the layers that call it, how it works, and its cycles in one inference."""
 
+    symbol: str
     layers: tuple[str, ...]
     what: str
     instruction: str
@@ -46,14 +47,21 @@ def measure(
     """Compile a model for a core and count one inference.
 
     x: the example, on which eight-bit ranges are calibrated too; cores: for how many the kernels are cut, all of which
-    one thread runs here. Raises RuntimeError where the program fails its self-test: a figure for a wrong answer means
-    nothing.
+    one thread runs here.
     """
     target = replace(core.row, cores=min(cores, core.row.cores))
     with torch.no_grad():
         compiled = planish.compile(model, (x,), recipe=RECIPES[precision], target=target, data=[x])
-    bundle = Bundle.open(compiled.save(room / f"{core.name}-{precision}.planish"))
-    program = link(bundle, room / f"{core.name}-{precision}")
+    return inference(compiled, core, room)
+
+
+def inference(compiled: planish.CompiledModel, core: Core, room: Path) -> Measured:
+    """Count one inference of what was compiled for a core.
+
+    Raises RuntimeError where the program fails its self-test: a figure for a wrong answer means nothing.
+    """
+    bundle = Bundle.open(compiled.save(room / f"{core.name}.planish"))
+    program = link(bundle, room / core.name)
     command = [
         str(program),
         "--self-test",
@@ -67,7 +75,8 @@ def measure(
     called: dict[str, Kernel] = {}
     for (kernel, layer), row in zip(bundle.manifest.calls, compiled.report.layers, strict=True):
         symbol = f"{bundle.manifest.entry}_kernel_{kernel}"
-        before = called.get(symbol, Kernel((), row["kernel"], row["instruction"], found.by_function.get(symbol, 0.0)))
+        cycles = found.by_function.get(symbol, 0.0)
+        before = called.get(symbol, Kernel(kernel, (), row["kernel"], row["instruction"], cycles))
         called[symbol] = replace(before, layers=(*before.layers, layer))
     return Measured(found, sorted(called.values(), key=lambda kernel: -kernel.cycles))
 

@@ -13,11 +13,19 @@ from typer.testing import CliRunner
 
 import planish
 from planish.__main__ import app
-from planish.backends import tune
+from planish.backends import tile_file, tune
 from planish.backends.bundle import Bundle
 from planish.backends.cache_key import content_key
 from planish.backends.target import Target
-from planish.backends.tile_file import add_tile, core_name, default_path, read_tiles, tiles_for, write_tiles
+from planish.backends.tile_file import (
+    add_tile,
+    core_name,
+    default_path,
+    read_tiles,
+    shipped_tiles,
+    tiles_for,
+    write_tiles,
+)
 from planish.backends.tiles import NO_TILES, Tiles
 from planish.backends.tvm.kernels import Dense, DirectConv, Epilogue, Pointwise, TransposedConv, Window, tiling
 from planish.backends.tvm.kernels.tile import Tile, Tiling, candidates, layer_name, tile_of
@@ -201,10 +209,23 @@ def test_the_tiles_are_part_of_the_cache_key():
 def test_a_board_takes_the_file_that_was_made_on_it(tmp_path):
     board, file = Target.get("raspberry-pi-4"), tmp_path / "pi.json"
     write_tiles(file, NO_TILES.with_tile("fp32", layer_name(Dense(1, 8, 4)), 1, 1), board)
-    assert tiles_for(board, file).rows and tiles_for(board) == NO_TILES
+    assert tiles_for(board, file).rows and tiles_for(board) == shipped_tiles(board)
     plain = planish.compile(nn.Linear(8, 4).eval(), torch.zeros(1, 8), target=board, tiles=file)
     plain.save(tmp_path / "x.planish")
     assert "tiles" not in Bundle.open(tmp_path / "x.planish").manifest.target
+
+
+def test_this_machine_takes_its_own_tiles_before_those_that_come_with_its_core(path, tmp_path, monkeypatch):
+    monkeypatch.setattr(tile_file, "SHIPPED", tmp_path)
+    shipped = NO_TILES.with_tile("fp32", "a", 3, 1).with_tile("fp32", POINTWISE, 2, 1)
+    write_tiles(tmp_path / f"{LOCAL.cpu}.json", shipped, LOCAL, LOCAL.cpu)
+    assert tiles_for(LOCAL) == shipped
+    assert "tile 2 pixels x 1 vectors" in tile_of_pointwise(planish.compile(model(), X))
+    write_tiles(path, NO_TILES.with_tile("fp32", POINTWISE, 4, 1), LOCAL)
+    assert tiles_for(LOCAL) == shipped.with_tile("fp32", POINTWISE, 4, 1)
+    other = replace(Target.get("raspberry-pi-5"), cpu=LOCAL.cpu)
+    with pytest.raises(planish.PlanishError, match="it holds tiles for machine"):
+        tiles_for(other)
 
 
 # ---------------------------------------------------------------- wrong calls
