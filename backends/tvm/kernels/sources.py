@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+from ..arithmetic.tir import T
 from .builder import Index, View
 
 
@@ -19,6 +21,12 @@ class Part:
     first: int
     channels: int
     pitch: int
+
+    def holds(self, channel: Index, extent: int) -> Any:
+        """The condition that a channel of an input of `extent` channels lies in this map."""
+        begin, end = self.first, self.first + self.pitch
+        conditions = [channel >= begin] * (begin > 0) + [channel < end] * (end < extent)
+        return T.And(*conditions) if len(conditions) == 2 else (conditions or [True])[0]
 
 
 @dataclass(frozen=True)

@@ -213,19 +213,19 @@ class _Nest:
             on_image = T.And(T.And(y >= 0, y < given.height), T.And(x >= 0, x < given.width))
             return T.if_then_else(on_image, part.view.vector(offset, lanes), self.transforms.number(0.0))
 
-        hold = self.transforms.hold
-        for (number, phase), part in product(enumerate(p.phases), source):
-            with self.kernel.loop(part.pitch // lanes) as vector:
-                channel = vector * lanes
-                lines = range(phase.rows), range(phase.columns)
-                values = [[hold(read(part, phase, i, j, channel)) for j in lines[1]] for i in lines[0]]
-                results = self.transforms.spread(values)
+        for number, phase in enumerate(p.phases):
+            with self.kernel.loop(given.pitch // lanes) as vector:
+                values = [self.kernel.registers(phase.columns, lanes, self.dtype) for _ in range(phase.rows)]
+                for part in source:
+                    with self.kernel.when(part.holds(vector * lanes, given.pitch)):
+                        for i, j in product(range(phase.rows), range(phase.columns)):
+                            values[i][j].value = read(part, phase, i, j, vector * lanes - part.first)
+                results = self.transforms.spread([[register.value for register in line] for line in values])
                 for group in p.groups:
                     for at, (i, j) in enumerate(group.places):
                         if number in group.phases:
-                            place = group.phases.index(number) * given.pitch + part.first
-                            mine = group.spread + at * p.plane(group.pitch) + place
-                            spread.store(mine + tile * group.pitch + channel, results[i][j], lanes)
+                            mine = group.spread + at * p.plane(group.pitch) + group.phases.index(number) * given.pitch
+                            spread.store(mine + tile * group.pitch + vector * lanes, results[i][j], lanes)
 
     def multiply(self, spread: View, products: View, rows: Index, share: _Share) -> None:
         """A matrix product for each place: tiles x input channels by input x output channels."""
