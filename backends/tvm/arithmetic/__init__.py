@@ -6,7 +6,8 @@ from collections.abc import Collection
 
 from .arm import NeonFp32
 from .arm_half import NeonFp16
-from .arm_integers import Sdot, Smmla
+from .arm_sdot import Sdot
+from .arm_smmla import Smmla
 from .arm_smull import Smull
 from .armv7 import Armv7Fp32, Vmull
 from .base import Arithmetic, Integers

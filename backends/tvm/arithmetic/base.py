@@ -166,6 +166,7 @@ class Integers(Arithmetic):
     together: ClassVar[int] = 1  # vectors of sums that become bytes at a time
     reads_small_sums: ClassVar[bool] = False  # as floats (`requantize.start`), because conversions are slow
     saturates: ClassVar[bool] = False  # in fewer instructions than it holds bytes between ends
+    reads_runs: ClassVar[bool] = False  # of a residual as many bytes at a time as it writes
     joins_pixels: ClassVar[bool] = False  # whether it is worth it to take them from several pixels
     takes_any_byte: ClassVar[bool] = True  # as a weight, -128 too, in the order of `panels`: so may be activations
     fills_registers: ClassVar[bool] = False  # with bytes that are only compared: four times its lanes
@@ -197,9 +198,9 @@ class Integers(Arithmetic):
         ends = [T.broadcast(end, self.lanes) for end in (low, high)]
         return nearest(T.min(T.max(real, ends[0]), ends[1]), self.lanes)
 
-    def centered(self, stored: Any, zero_point: Any) -> Any:
-        """A vector of bytes minus a scalar of float32, as float32."""
-        return T.cast(stored, f"float32x{self.lanes}") - T.broadcast(zero_point, self.lanes)
+    def centered(self, stored: Any, zero_point: Any, vectors: int = 1) -> list[Any]:
+        """Bytes of so many vectors (one, if not `reads_runs`) minus a scalar of float32, as vectors of float32."""
+        return [T.cast(stored, f"float32x{self.lanes}") - T.broadcast(zero_point, self.lanes)]
 
     def stored_bytes(self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any) -> Any:
         """Vectors of float32, rounded half to even, held between two whole numbers, plus zero_point, as one of bytes.

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arithmetic.rounding import ROUNDER
 from ..kernels.requantize import Constant
 
 LARGEST_SUM = 2**22 - 1  # 1.5 * 2**23 + a sum of this size is a float32 in whole steps
@@ -28,6 +29,32 @@ def sum_ends(weight: np.ndarray, bias: np.ndarray, zero_point: int, activation: 
     return np.stack([own + positive * lowest + negative * highest, own + positive * highest + negative * lowest])
 
 
+def are_read(ends: np.ndarray, factors: np.ndarray, constants: np.ndarray) -> np.ndarray:
+    """[outputs]: whether every sum between the ends gives its own step, if it is read as `requantize.start` says.
+
+    ends: [2, outputs]; factors: [outputs] float32. The bits of `ROUNDER` plus a sum are those of a float that grows
+    with the sum: by as much up to LARGEST_SUM, by more above, by less below. So a sum beyond it gives the end of the
+    grid, if one of LARGEST_SUM does.
+    """
+    low, high = float(constants[Constant.LOW]), float(constants[Constant.HIGH])
+    at_largest = LARGEST_SUM * np.abs(factors.astype(np.float64))
+    is_held = (np.abs(ends).max(0) <= LARGEST_SUM) | (at_largest > max(high, -low) + 1)
+    bits = int(np.float32(ROUNDER).view(np.int32)) + ends
+    is_finite = (bits > 0) & (bits < int(np.float32(np.inf).view(np.int32)))
+    sums = np.where(is_finite, bits, 1).astype(np.int32).view(np.float32) - np.float32(ROUNDER)
+    steps = np.abs(sums.astype(np.float64) * factors)
+    return is_held & (is_finite & (steps <= LARGEST_STEP)).all(0)
+
+
+def residual_fits(constants: np.ndarray, activation: str) -> bool:
+    """Whether every sum with a residual, in steps, lies within int16 before it is held."""
+    ends = np.iinfo(activation)
+    own = max(abs(float(constants[end])) for end in (Constant.LOW, Constant.HIGH))
+    other = max(abs(end - float(constants[Constant.ZERO_OTHER])) for end in (ends.min, ends.max))
+    factors = (abs(float(constants[which])) for which in (Constant.FACTOR, Constant.FACTOR_OTHER))
+    return sum(factor * extent for factor, extent in zip(factors, (own, other), strict=True)) <= LARGEST_STEP
+
+
 def with_small_sums(arrays: list[Any], activation: str) -> list[Any] | None:
     """Arrays of a product of the same bytes whose sums are small, as `Requantize.small` says; None if there are none.
 
@@ -37,8 +64,7 @@ def with_small_sums(arrays: list[Any], activation: str) -> list[Any] | None:
     weight, bias, factors, constants, zero_point = arrays
     ends = sum_ends(weight, bias, zero_point, activation)
     factors = np.broadcast_to(np.asarray(factors, np.float32).reshape(-1), ends.shape[1:])
-    largest = np.abs(ends).max(0)
-    large = (largest > LARGEST_SUM) | (largest * np.abs(factors.astype(np.float64)) > LARGEST_STEP)
+    large = ~are_read(ends, factors, constants)
     if not large.any():
         return arrays
     if ends[:, large].min() < INT32.min or ends[:, large].max() > INT32.max:

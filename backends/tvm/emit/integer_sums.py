@@ -34,7 +34,7 @@ from ..kernels import (
 from . import concatenation, transposed
 from .batched_products import emit_integers
 from .fuse_integers import IntegerPair, IntegerSum, is_depthwise, is_pointwise, window
-from .integer_bounds import sum_ends, with_small_sums
+from .integer_bounds import residual_fits, sum_ends, with_small_sums
 from .integer_calls import keep, operands, whole_extents
 from .integer_numbers import arrays_of, constants_of, grid_of, stored_zero
 from .rows import Rows
@@ -187,9 +187,11 @@ def _finished(emitter: Emitter, kernel: IntegerSum, zero_point: int) -> tuple[Re
     if not isinstance(epilogue, Requantize) or not isinstance(arithmetic, Integers):
         return epilogue, arrays
     if arithmetic.saturates:
-        grid, ends = grid_of(emitter, kernel.finish), np.iinfo(arithmetic.activation)
+        grid, ends = grid_of(emitter, kernel.add or kernel.finish), np.iinfo(arithmetic.activation)
         epilogue = replace(epilogue, saturates=(grid.low, grid.high) == (ends.min, ends.max))
-    small = with_small_sums(arrays, arithmetic.activation) if arithmetic.reads_small_sums else None
+    if not arithmetic.reads_small_sums or not residual_fits(arrays[3], arithmetic.activation):
+        return epilogue, arrays
+    small = with_small_sums(arrays, arithmetic.activation)
     return (epilogue, arrays) if small is None else (replace(epilogue, small=True), small)
 
 

@@ -16,7 +16,7 @@ from .output import Output
 from .shapes import DirectConv, Signature, round_up
 from .sources import Sources
 from .tile import Tile, Tiling, Traffic, input_blocks, is_parallel, lies_in, segments, tile_of
-from .window import Borders, Columns, by_input, cut_columns, input_column, input_row, rows_on_image
+from .window import Borders, Columns, by_input, count_rows, cut_columns, input_column, input_row, rows_on_image
 
 
 @dataclass(frozen=True)
@@ -204,10 +204,10 @@ class Nest:
         channel = self.vector(place) * lanes
         sums = Accumulators(self.kernel, self.arithmetic, place.columns.size, place.vectors)
         sums.start(self.bias, *self.starts(place, channel))
-        begin, end = rows_on_image(window, self.spec.height, place.row)
+        ends = begin, _ = rows_on_image(window, self.spec.height, place.row)
         panel = channel * self.depth
         ahead = self.ahead(place, panel)
-        with self.kernel.loop(end - begin, begin) as tap:
+        with self.kernel.loop(count_rows(window, self.spec.height, p.out_height, ends), begin) as tap:
             if self.spec.image:
                 self.feed_image(sums, place, tap, panel)
             else:

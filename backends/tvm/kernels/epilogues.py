@@ -38,8 +38,9 @@ class Requantize:
 
     With `residual` the integers of a tensor of the output's shape, on a grid of their own, are added. All numbers
     (zero points, ends, factors) are arguments of the kernel, so that layers of one shape share it. `small`: the weights
-    prove that every sum lies within 22 bits and a sign, and every step that it makes within int16 (`requantize.start`).
-    `saturates`: the ends of its grid are those of the bytes, so that it is enough to saturate.
+    prove that every sum lies within 22 bits and a sign, or else beyond the ends of its grid (`requantize.start`), and
+    that every step that it makes, with the residual too, lies within int16. `saturates`: the ends of the grid that is
+    stored are those of the bytes, so that it is enough to saturate.
     """
 
     residual: str | None = None

@@ -73,10 +73,11 @@ class Output:
             return
         assert self.multiplier is not None and self.constants is not None
         factors = [self.multiplier.vector(channel, self.lanes) for channel in channels]
-        residuals = [self.residual.vector(place, self.lanes) for place in places] if self.residual else []
+        size = length * self.lanes
+        read = (offsets, size) if self.integers.reads_runs else (places, self.lanes)
+        residuals = [self.residual.vector(place, read[1]) for place in read[0]] if self.residual else []
         assert isinstance(self.epilogue, Requantize)
         stored = requantize.finish_together(self.epilogue, self.integers, values, factors, self.constants, residuals)
-        size = length * self.lanes
         if len(offsets) == 1:
             self.target.store(offsets[0], stored, size)
             return

@@ -119,7 +119,8 @@ def start(epilogue: Any) -> int:
     """What every sum begins with beside its bias.
 
     Small sums begin with the bits of `ROUNDER`: the bits that they end with are those of the float `ROUNDER` + sum, so
-    that one subtraction makes a float32 of a sum. On the Cortex-A76 a conversion takes as long as four of them.
+    that one subtraction makes a float32 of a sum. On the Cortex-A76 a conversion takes as long as four of them. What is
+    read of a sum beyond 22 bits grows with it, if not by the same: it lies beyond the end of the grid all the same.
     """
     small = isinstance(epilogue, Requantize) and epilogue.small
     return int(np.float32(ROUNDER).view(np.int32)) if small else 0
@@ -159,18 +160,22 @@ def finish_together(
     constant: View,
     residuals: Sequence[Vector],
 ) -> Vector:
-    """Vectors of int32 sums as one vector of the bytes that are stored. residuals: one for each, or none at all."""
+    """Vectors of int32 sums as one vector of the bytes that are stored.
+
+    residuals: bytes of one vector each, or of as many as the arithmetic reads at a time; or none at all.
+    """
     grid, low, high = Steps(arithmetic.lanes, constant), Constant.LOW, Constant.HIGH
     reals = [_floats(epilogue, s, arithmetic.lanes) * m for s, m in zip(sums, multipliers, strict=True)]
     if residuals:
         ends = constant.scalar(int(low)), constant.scalar(int(high))
         steps = [arithmetic.steps(real, *ends) for real in reals]
         zero = constant.scalar(int(Constant.ZERO_OTHER))
-        centered = [arithmetic.centered(other, zero) for other in residuals]
+        length = len(reals) // len(residuals)
+        centered = [value for other in residuals for value in arithmetic.centered(other, zero, length)]
         reals = [grid.total(own, other) for own, other in zip(steps, centered, strict=True)]
         low, high = Constant.LOW_OF_SUM, Constant.HIGH_OF_SUM
     bounds = (constant.scalar(int(each)) for each in (low, high, Constant.ZERO_POINT))
-    if epilogue.small and not residuals:
+    if epilogue.small:
         return arithmetic.stored_small(reals, *bounds, saturates=epilogue.saturates)
     if epilogue.saturates and not residuals:
         return arithmetic.stored_saturated(reals, *bounds)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..arithmetic.tir import T
 from .builder import Index, largest, smallest
 from .shapes import Window
 
@@ -65,6 +66,19 @@ def rows_on_image(window: Window, height: int, row: Index) -> tuple[Index, Index
     if last_row * step + reach - top > height:
         end = smallest(taps, (height + top - row * step + spread - 1) // spread)
     return first, end
+
+
+def count_rows(window: Window, height: int, out_height: int, ends: tuple[Index, Index]) -> Index:
+    """How many of the window's rows lie on the image, from `rows_on_image`.
+
+    Where every window reaches the image, LLVM is told: it would start the registers of a tile once more for no rows.
+    """
+    begin, end = ends
+    count = end - begin
+    if isinstance(count, int) or any(first >= last for first, last in _reach(window, height, out_height)):
+        return count
+    # A maximum of TIR's own would be gone before LLVM sees it: TVM can often prove that it is not needed.
+    return T.call_llvm_pure_intrin("int32", "llvm.smax", T.cast(count, "int32"), T.int32(1))
 
 
 def input_row(window: Window, row: Index, tap: Index) -> Index:

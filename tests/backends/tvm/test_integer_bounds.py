@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 from integer_arithmetic import requantize
 
-from planish.backends.tvm.emit.integer_bounds import INT32, LARGEST_STEP, LARGEST_SUM, sum_ends, with_small_sums
-from planish.backends.tvm.kernels import StoredGrid, constants
+from planish.backends.tvm.arithmetic.rounding import ROUNDER
+from planish.backends.tvm.emit.integer_bounds import (
+    INT32,
+    LARGEST_STEP,
+    LARGEST_SUM,
+    are_read,
+    residual_fits,
+    sum_ends,
+    with_small_sums,
+)
+from planish.backends.tvm.kernels import Addition, StoredGrid, constants
 
 GRID = StoredGrid(-128, -128, 127)
 LARGEST_BIAS = 2**30
@@ -67,3 +76,41 @@ def test_what_cannot_be_small_says_so(why, bias, factor):
     weight = np.full((1, 32), 127)
     assert with_small_sums(product(weight, [bias], [factor], grid=grid), "int8") is None
     assert with_small_sums(product(weight, [0], [1e-3], grid=grid), "int8") is not None
+
+
+@pytest.mark.parametrize("factor", [2e-4, -2e-4, 1e-3])
+def test_sums_beyond_22_bits_are_read_where_they_leave_the_grid(factor):
+    """Against the contract: what the bits of a sum are read as gives the same byte, for sums of every size."""
+    limit = 2**23 if abs(factor) > 5e-4 else 2**24
+    ends = np.array([[-limit], [limit]])
+    assert are_read(ends, np.array([factor], np.float32), constants(GRID))[0]
+    sums = np.concatenate([np.linspace(-limit, limit, 20_001), np.arange(-300, 300) + 2**22]).astype(np.int64)
+    read = (np.float32(ROUNDER).view(np.int32) + sums).astype(np.int32).view(np.float32) - np.float32(ROUNDER)
+    steps = np.rint(read * np.float32(factor))
+    assert np.abs(steps).max() <= LARGEST_STEP
+    got = np.clip(steps + GRID.zero_point, GRID.low, GRID.high)
+    assert np.array_equal(got, requantize(sums, np.float32(factor), GRID.zero_point, GRID.low, GRID.high))
+
+
+LEAST_NO_NUMBER = 0x7F800000 - int(np.float32(ROUNDER).view(np.int32))
+
+
+@pytest.mark.parametrize(
+    ("why", "low", "high", "factor"),
+    [
+        ("its end is no end of the grid", 0, LARGEST_SUM + 1, 200 / LARGEST_SUM),
+        ("its end is no end of the grid", -LARGEST_SUM - 1, 0, 200 / LARGEST_SUM),
+        ("it is no number", 0, LEAST_NO_NUMBER, 3e-7),
+        ("it is below zero as a float", -(2**31) + 5, 0, 1e-3),
+        ("its step leaves int16", 0, 2**26, 1e-2),
+    ],
+)
+def test_what_is_not_read(why, low, high, factor):
+    grid = StoredGrid(0, 0, 0) if why == "it is no number" else GRID  # a grid that any step of one leaves
+    assert not are_read(np.array([[low], [high]]), np.array([factor], np.float32), constants(grid))[0]
+
+
+def test_a_residual_that_leaves_int16_is_told():
+    """Both reach 255 steps: 128 times them is below 2**15, 129 times them is not."""
+    for factor, fits in ((127.0, True), (-127.0, True), (128.0, False), (-128.0, False)):
+        assert residual_fits(constants(GRID, Addition(1.0, factor, -128, GRID)), "int8") == fits

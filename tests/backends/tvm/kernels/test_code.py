@@ -126,6 +126,22 @@ def test_small_sums_become_bytes_without_conversions():
         assert "fmul\tv" in text and not re.search(r"\bfml[as]\s+v", text)
 
 
+def test_a_residual_is_added_without_conversions():
+    """Bytes become floats by a sum, a zip and a subtraction; `frintn` and `scvtf` take one pipe for two cycles."""
+    epilogue = Requantize("after", small=True, saturates=True)
+    text = pi_5_assembly(Pointwise(1, 14, 14, 96, 96, epilogue), Sdot(4, 32))
+    assert "sqxtn2\tv" in text and "zip2\tv" in text
+    assert not re.search(r"\b(?:scvtf|frintn|sshll2?|tbl)\s+v", text)
+
+
+def test_registers_of_a_tile_are_started_once():
+    """LLVM would start them once more for a window without rows on the image, of which there are none."""
+    bordered = DirectConv(1, 56, 56, 64, 64, SAME, epilogue=Requantize(), bordered=True)
+    text = pi_5_assembly(bordered, Sdot(4, 32))
+    tiles = 3  # at the left end, between, at the right end
+    assert len(re.findall(r"\bmov\s+v\d+\.16b", text)) <= tiles * 24
+
+
 @pytest.mark.parametrize("arithmetic", [NeonFp32(4, 32), Sdot(4, 32)])
 def test_accumulators_by_lanes_would_be_seen(arithmetic, monkeypatch):
     """Without this pass the indices of registers are sums of vectors, which LLVM does not take for a whole one."""
