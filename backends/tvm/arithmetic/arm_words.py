@@ -27,6 +27,8 @@ class Smlal(Arithmetic):
     means: ClassVar[str] = "int32"
     unroll: ClassVar[int] = 8
 
+    ends_apart: ClassVar[bool] = True  # the last pass stands behind the loop, among the stores of the sums
+
     def multiply(
         self,
         accumulators: Sequence[Sequence[Any]],
@@ -58,8 +60,9 @@ class Smlal(Arithmetic):
         return T.cast(weight, kind) * T.cast(value, kind)
 
     def registers_used(self, pixels: int, vectors: int) -> int:
-        """Sums, activations (of which only sixteen registers can be read by element), two of weights."""
-        return pixels * vectors + pixels + 2
+        """Sums, activations, two of weights, and two to spare: without them LLVM runs out of the sixteen registers that
+        can be read by element, and spills activations within the loop."""
+        return pixels * vectors + pixels + 4
 
     def loads(self, pixels: int, vectors: int) -> float:
         return pixels / self.unroll + vectors * self.lanes / self.unroll
@@ -75,6 +78,11 @@ class Vmlal(Smlal):
 
     name: ClassVar[str] = "vmlal"
     unroll: ClassVar[int] = 4
+    ends_apart: ClassVar[bool] = False
+
+    def registers_used(self, pixels: int, vectors: int) -> int:
+        """None to spare: loads fill halves."""
+        return pixels * vectors + pixels + 2
 
     def product(self, value: Any, weight: Any) -> Any:
         """By an intrinsic: LLVM would spread activations by way of general registers."""

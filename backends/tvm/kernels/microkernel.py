@@ -121,11 +121,14 @@ class Accumulators:
         length: int,
         ahead: Ahead | None = None,
         soon: Soon | None = None,
+        *,
+        apart: bool = False,
     ) -> None:
         """Add `length` products per output.
 
         Pixel p reads source[offsets[p] .. + length]; a pixel without an offset takes no part (its tap falls on
-        padding). Weights are [length][vectors][lanes] from `weight_offset` on.
+        padding). Weights are [length][vectors][lanes] from `weight_offset` on. apart: the last pass stands behind the
+        loop, so that what is done with the sums stands between its products.
         """
         filled, group = self._filled(offsets, None), range(self._arithmetic.rows)
         part = [
@@ -137,7 +140,12 @@ class Accumulators:
         unroll, pitch = self._arithmetic.unroll, self._vectors * self._arithmetic.lanes
         whole, rest = divmod(length, unroll)
         first = min(whole, soon.pixels) if soon else 0
-        for begin, passes, fetched in ((0, first, soon), (first, whole - first, None)):
+        last = int(apart and whole > first)
+        for begin, passes, fetched in (
+            (0, first, soon),
+            (first, whole - first - last, None),
+            (whole - last, last, None),
+        ):
             if not passes:
                 continue
             with self._kernel.loop(passes, begin) as k:

@@ -116,8 +116,8 @@ class Steps:
         first = plane * p.plane(self.block.tiles, p.depth) + patch.tile * p.depth
         for start, done, length in self.runs(group):
             offsets = [first + start + i * p.depth for i in range(patch.tiles)]
-            passed = ahead and ahead.after(done // how.unroll)
-            sums.accumulate(self.spread, offsets, weights, here + done * patch.vectors * lanes, length, passed)
+            passed, begin = ahead and ahead.after(done // how.unroll), here + done * patch.vectors * lanes
+            sums.accumulate(self.spread, offsets, weights, begin, length, passed, apart=how.ends_apart)
         target = plane * p.plane(self.block.tiles, share.pitch) + patch.tile * share.pitch + patch.vector * lanes
         sums.finish(lambda i, v, value: share.products.store(target + i * share.pitch + v * lanes, value, lanes))
 

@@ -222,6 +222,12 @@ def test_products_stay_in_registers(board, product):
         assert count >= 32 and vector_stores(loop) == 0 and len(loop) < 1.75 * count
 
 
+def test_sums_are_stored_among_the_last_products():
+    blocks = re.split(r"^\.LBB\w+:|^\s+b(?:\.\w\w)?\s", code("raspberry-pi-4")[0], flags=re.MULTILINE)
+    counts = [[len(re.findall(what, block)) for what in (r"\ssmlal2?\s", r"\sst[pr]\s+q")] for block in blocks]
+    assert any(products >= 64 and stores >= 8 for products, stores in counts), counts
+
+
 @pytest.mark.parametrize("board", ["raspberry-pi-4", "raspberry-pi-2"])
 def test_sums_may_wrap_around(board):
     """LLVM is not told that vectors of int32 never overflow, but for the products of int16, which do not."""
