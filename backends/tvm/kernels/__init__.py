@@ -26,6 +26,7 @@ from . import (
     matrix_conv,
     matrix_plan,
     matrix_transposed,
+    packed_columns,
     pointwise,
     pool,
     row_reductions,
@@ -97,9 +98,11 @@ FAMILIES: dict[type, Any] = {
 
 
 def family(spec: Spec, arithmetic: Arithmetic) -> Any:
-    """The module of a spec: that of a matrix unit where there is one and it takes the spec."""
+    """The module of a spec: that of a matrix unit, or one for images of few channels, where it takes the spec."""
     if isinstance(spec, TransposedConv):
         return matrix_transposed if matrix_transposed.takes(spec, arithmetic) else transposed
+    if packed_columns.takes(spec, arithmetic):
+        return packed_columns
     return matrix_conv if matrix_plan.takes(spec, arithmetic) else FAMILIES[type(spec)]
 
 

@@ -1,7 +1,11 @@
-"""Windows over images of few channels, whose pixels are four bytes: the inputs of a row are read once for all taps."""
+"""Windows over images of few channels, whose pixels are four bytes: the inputs of a row are read once for all taps.
+
+Where a pixel leaves bytes free, the columns of a window are packed (`packed_columns`).
+"""
 
 import re
 
+import pytest
 import torch
 from torch import nn
 
@@ -15,7 +19,8 @@ from planish.backends.tvm.kernels import DirectConv, Requantize, Window, prim_fu
 from .assembly import innermost_loops
 
 BOARD = Target.get("raspberry-pi-5")
-# kernel, stride, padding: tiles that end with the image, or within four pixels of it; rows of too few taps.
+# kernel, stride, padding: tiles that end with the image, or within four pixels of it; rows of too few taps; windows
+# that lie beside the image.
 WINDOWS = [
     ((7, 7), (2, 2), (3, 3)),
     ((5, 5), (1, 1), (2, 2)),
@@ -23,34 +28,44 @@ WINDOWS = [
     ((1, 6), (1, 3), (0, 5)),
     ((3, 3), (1, 1), (1, 1)),
     ((4, 4), (4, 4), (0, 0)),
+    ((5, 4), (2, 1), (6, 5)),
 ]
 
 
 class Stems(nn.Module):
-    def __init__(self):
+    def __init__(self, channels: int, windows: list):
         super().__init__()
-        self.three = nn.ModuleList(nn.Conv2d(3, 20, *window) for window in WINDOWS)
-        self.behind = nn.ModuleList(nn.Conv2d(20, 4, 1) for _ in WINDOWS)
+        self.first = nn.ModuleList(nn.Conv2d(channels, 20, *window) for window in windows)
+        self.behind = nn.ModuleList(nn.Conv2d(20, 4, 1) for _ in windows)
 
     def forward(self, x):
-        pairs = zip(self.three, self.behind, strict=True)
-        return tuple(behind(torch.relu(three(x))) for three, behind in pairs)
+        pairs = zip(self.first, self.behind, strict=True)
+        return tuple(behind(torch.relu(first(x))) for first, behind in pairs)
 
 
-def test_the_bytes_of_the_contract():
+# Packing saves words of windows of four taps in a row: of three channels from four rows on, of four channels none.
+@pytest.mark.parametrize(
+    ("channels", "windows", "packed"),
+    [(1, WINDOWS[::6], 2), (3, WINDOWS, 5), (4, WINDOWS[2:4], 0)],
+    ids=["1", "3", "4"],
+)
+def test_the_bytes_of_the_contract(channels, windows, packed):
     with torch.random.fork_rng():
         torch.manual_seed(4)
-        model, x = Stems().eval(), torch.randn(1, 3, 13, 19)
+        model, x = Stems(channels, windows).eval(), torch.randn(1, channels, 13, 19)
     recipe = "insert-fake-quant{activations=int8}, calibrate, lower-integers"
     graph = planish.Pipeline.parse(recipe).run(planish.capture(model, (x,)), planish.Context(data=[x / 2])).graph
     compiled = planish.compile(graph, recipe="", batch=1, target=BOARD.name)
-    assert sum("direct" in layer["kernel"] for layer in compiled.report.layers) == len(WINDOWS)
+    kernels = [layer["kernel"] for layer in compiled.report.layers]
+    assert sum("direct" in kernel for kernel in kernels) == len(windows)
+    assert sum("columns in" in kernel for kernel in kernels) == packed
     assert all(map(torch.equal, compiled(x), graph(x)))
 
 
-def test_inputs_are_read_once():
+@pytest.mark.parametrize("channels", [3, 4])
+def test_inputs_are_read_once(channels):
     """Four pixels of a 7x7 window of stride 2 read thirteen inputs in a row: four vectors beside those of weights."""
-    spec = DirectConv(1, 112, 112, 3, 64, Window((7, 7), (2, 2), (3, 3, 3, 3)), epilogue=Requantize())
+    spec = DirectConv(1, 112, 112, channels, 64, Window((7, 7), (2, 2), (3, 3, 3, 3)), epilogue=Requantize())
     text = compile_kernels({"kernel": prim_func(spec, Sdot(4, 32))}, tvm_target(BOARD), "").read_assembly()
     products = [[line for line in loop if "sdot" in line] for loop in innermost_loops(text)]
     loop, lines = max(zip(innermost_loops(text), products, strict=True), key=lambda pair: len(pair[1]))
