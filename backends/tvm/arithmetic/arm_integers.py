@@ -28,7 +28,7 @@ class NeonIntegers(Integers):
         return T.call_llvm_pure_intrin("float32x4", "llvm.roundeven", self.between(real, low, high))
 
     def between(self, real: Any, low: Any, high: Any) -> Any:
-        """A vector of float32 held between two scalars."""
+        """By instructions of their own, which LLVM does not make of a comparison and a selection."""
         for compare, end in (("fmax", low), ("fmin", high)):
             ends = T.broadcast(end, self.lanes)
             real = T.call_llvm_pure_intrin("float32x4", f"llvm.aarch64.neon.{compare}", real, ends)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from .arm import NeonFp32
-from .arm_integers import joined, spread_lane
+from .arm_integers import NeonIntegers, spread_lane
 from .arm_smull import Smull, half_of
 from .base import Integers
 from .tir import T
@@ -91,11 +91,9 @@ class Vmull(Smull):
 
     def held(self, reals: Sequence[Any], low: Any, high: Any) -> Any:
         """Adding 1.5 * 2**23 rounds half to even, which no instruction of ARMv7 does; the sum's low bits hold it."""
-        rounder = T.broadcast(T.float32(1.5 * 2**23), self.lanes)
-        ends = [("llvm.maximum", T.broadcast(low, self.lanes)), ("llvm.minimum", T.broadcast(high, self.lanes))]
-        whole = []
-        for real in reals:
-            for compare, end in ends:
-                real = T.call_llvm_pure_intrin("float32x4", compare, real, end)
-            whole.append(T.cast(T.reinterpret(real + rounder, dtype="int32x4"), "int16x4"))
-        return joined(whole, self.lanes)
+        return NeonIntegers.held(self, reals, low, high)
+
+    def between(self, real: Any, low: Any, high: Any) -> Any:
+        for compare, end in (("llvm.maximum", low), ("llvm.minimum", high)):
+            real = T.call_llvm_pure_intrin("float32x4", compare, real, T.broadcast(end, self.lanes))
+        return real

@@ -195,8 +195,12 @@ class Integers(Arithmetic):
 
     def steps(self, real: Any, low: Any, high: Any) -> Any:
         """A vector of float32, held between two whole numbers and rounded half to even. low, high: scalars."""
+        return nearest(self.between(real, low, high), self.lanes)
+
+    def between(self, real: Any, low: Any, high: Any) -> Any:
+        """A vector of float32, none of which is NaN, held between two scalars."""
         ends = [T.broadcast(end, self.lanes) for end in (low, high)]
-        return nearest(T.min(T.max(real, ends[0]), ends[1]), self.lanes)
+        return T.min(T.max(real, ends[0]), ends[1])
 
     def centered(self, stored: Any, zero_point: Any, vectors: int = 1) -> list[Any]:
         """Bytes of so many vectors (one, if not `reads_runs`) minus a scalar of float32, as vectors of float32."""

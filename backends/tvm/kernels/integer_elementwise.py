@@ -50,6 +50,7 @@ def prim_func(spec: Elementwise, arithmetic: Arithmetic) -> Any:
         given = kernel.parameters(signature(spec, arithmetic))
         with kernel.grid(spec.batch or given.batch, spec.height, parallel=parallel) as (image, row):
             if isinstance(spec, ToIntegers):
+                assert isinstance(arithmetic, Integers)
                 quantize_row(kernel, spec, arithmetic, given, image, row)
             elif isinstance(spec, Lookup):
                 assert isinstance(arithmetic, Integers)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..arithmetic import Arithmetic
-from ..arithmetic.rounding import nearest, with_rounder
+import numpy as np
+
+from ..arithmetic import Integers, modular
+from ..arithmetic.rounding import ROUNDER, nearest, with_rounder
 from ..arithmetic.tir import T
 from .builder import Index, Kernel, Parameters, Vector, View
 from .requantize import Constant, Steps
 from .shapes import ToIntegers, round_up
 
 FEW = 4  # channels whose bytes fill one int32
+ROUNDER_BITS = int(np.float32(ROUNDER).view(np.int32))
 
 
 def quantize_row(
-    kernel: Kernel, spec: ToIntegers, arithmetic: Arithmetic, given: Parameters, image: Index, row: Index
+    kernel: Kernel, spec: ToIntegers, arithmetic: Integers, given: Parameters, image: Index, row: Index
 ) -> None:
     """Images of few channels go from registers to memory, others by way of a row of bytes."""
     if spec.channels <= FEW and spec.width >= arithmetic.lanes:
@@ -25,7 +28,7 @@ def quantize_row(
 
 
 def _few_channels(
-    kernel: Kernel, spec: ToIntegers, arithmetic: Arithmetic, given: Parameters, image: Index, row: Index
+    kernel: Kernel, spec: ToIntegers, arithmetic: Integers, given: Parameters, image: Index, row: Index
 ) -> None:
     """A vector of pixels at a time; the last one begins early enough to end with the row, and does some again."""
     lanes, source, target = arithmetic.lanes, given.sources[0].at(image), given.target.at(image)
@@ -34,11 +37,8 @@ def _few_channels(
 
     def pixels(column: Index) -> None:
         planes = [(channel * spec.height + row) * spec.width + column for channel in range(spec.channels)]
-        values = [quantized(grid, source.vector(place, lanes)) for place in planes]
         (word,) = kernel.registers(1, lanes, "int32")
-        word.value = values[0] & T.broadcast(T.int32(0xFF), lanes)
-        for i, value in enumerate(values[1:], 1):
-            word.value = word.value | (value & T.broadcast(T.int32(0xFF), lanes)) << T.broadcast(T.int32(8 * i), lanes)
+        word.value = _in_words(grid, arithmetic, [source.vector(place, lanes) for place in planes])
         nothing = T.broadcast(T.int32(0), lanes)
         for first in range(0, lanes, per_store):
             spread = [first + i // words if i % words == 0 else lanes for i in range(lanes)]
@@ -53,7 +53,7 @@ def _few_channels(
 
 
 def _many_channels(
-    kernel: Kernel, spec: ToIntegers, arithmetic: Arithmetic, given: Parameters, image: Index, row: Index
+    kernel: Kernel, spec: ToIntegers, arithmetic: Integers, given: Parameters, image: Index, row: Index
 ) -> None:
     """A row of every plane is quantized by vectors of pixels into bytes, which then go to their pixels."""
     lanes, pitch, kind = arithmetic.lanes, round_up(spec.channels, arithmetic.lanes), arithmetic.activation
@@ -64,7 +64,7 @@ def _many_channels(
         line, place = (channel * spec.height + row) * spec.width, channel * spec.width
         if whole:
             with kernel.loop(whole) as i:
-                value = quantized(Steps(lanes, given.weights[0]), source.vector(line + i * lanes, lanes))
+                value = quantized(Steps(lanes, given.weights[0]), arithmetic, source.vector(line + i * lanes, lanes))
                 bytes_of_row.store(place + i * lanes, T.cast(value, f"{kind}x{lanes}"), lanes)
         if rest:
             with kernel.loop(rest, whole * lanes) as column:
@@ -79,15 +79,40 @@ def _many_channels(
                 target.store((row * spec.width + column) * pitch + channel, T.cast(0, kind))
 
 
-def quantized(grid: Steps, real: Vector) -> Vector:
+def quantized(grid: Steps, arithmetic: Integers, real: Vector) -> Vector:
     """float32 as int32, of which the lowest byte is the integer in memory."""
+    return _with_rounder(grid, arithmetic, real) + T.broadcast(_zero_point(grid), grid.lanes)
+
+
+def _in_words(grid: Steps, arithmetic: Integers, reals: list[Vector]) -> Vector:
+    """Vectors of float32, one for each channel of a pixel, as the bytes in memory, side by side in int32.
+
+    Bytes counted from the least one are summed, each times a power of 256, modulo 2**32. What is added to all of them
+    is added once.
+    """
+    lanes, least = grid.lanes, int(np.iinfo(arithmetic.activation).min)
+    ones = sum(1 << 8 * i for i in range(len(reals)))
+    offset = _zero_point(grid) - T.int32(least + ROUNDER_BITS)
+    word = modular.scaled(T.broadcast(offset, lanes), ones, lanes)
+    for i, real in enumerate(reals):
+        steps = _with_rounder(grid, arithmetic, real)
+        word = modular.added(word, T.shift_left(steps, T.broadcast(T.int32(8 * i), lanes)), lanes)
+    signs = T.int32(np.uint32(ones * 0x80).view(np.int32) if least else 0)
+    return word ^ T.broadcast(signs, lanes)
+
+
+def _zero_point(grid: Steps) -> Any:
+    return T.cast(grid.constant.scalar(int(Constant.ZERO_POINT)), "int32")
+
+
+def _with_rounder(grid: Steps, arithmetic: Integers, real: Vector) -> Vector:
+    """Steps from the zero point on as int32, plus `ROUNDER_BITS`."""
     lanes = grid.lanes
     unit, factor = _normal(grid.constant.scalar(int(Constant.SCALE)))
-    low, high = (T.broadcast(grid.constant.scalar(int(end)) * unit, lanes) for end in (Constant.LOW, Constant.HIGH))
+    low, high = (grid.constant.scalar(int(end)) * unit for end in (Constant.LOW, Constant.HIGH))
     # Held before it is divided: what is infinite, or far beyond the grid, has no remainder.
-    held = T.min(T.max(_without_nan(real, lanes) * T.broadcast(factor, lanes), low), high)
-    steps = T.reinterpret(with_rounder(_quotient(held, unit, lanes), lanes), dtype=f"int32x{lanes}")
-    return steps + T.broadcast(T.cast(grid.constant.scalar(int(Constant.ZERO_POINT)), "int32"), lanes)
+    held = arithmetic.between(_without_nan(real, lanes) * T.broadcast(factor, lanes), low, high)
+    return T.reinterpret(with_rounder(_quotient(held, unit, lanes), lanes), dtype=f"int32x{lanes}")
 
 
 def _normal(scale: Any) -> tuple[Any, Any]:

@@ -11,6 +11,7 @@ from .builder import Index, Kernel, View
 from .sources import Part, Sources
 
 WIDE = 16  # bytes that are copied at a time
+TOGETHER = 4  # such pieces in a pass: of a loop over single ones LLVM makes a call of memcpy, whose loop is that again
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,13 @@ class Border:
 
     def _runs(self, count: int) -> Iterator[tuple[Index, int]]:
         """(first byte, how many) of the vectors of a run; pixels are whole vectors of four bytes or more."""
-        whole, rest = divmod(count, WIDE)
-        if whole:
-            with self.kernel.loop(whole) as i:
-                yield i * WIDE, WIDE
-        for at in range(whole * WIDE, whole * WIDE + rest, 4):
-            yield at, 4
+        passes = count // (TOGETHER * WIDE)
+        if passes:
+            with self.kernel.loop(passes) as i:
+                for piece in range(TOGETHER):
+                    yield (i * TOGETHER + piece) * WIDE, WIDE
+        at = passes * TOGETHER * WIDE
+        while at < count:
+            lanes = WIDE if count - at >= WIDE else 4
+            yield at, lanes
+            at += lanes

@@ -9,4 +9,4 @@ from planish.backends.tvm.arithmetic import Smull, Vmull
 class PortableSmull(Smull):
     """Smull, with the storing of 32-bit ARM, which needs no intrinsics of ARM. Its own products do."""
 
-    held, steps = Vmull.held, Vmull.steps
+    held, steps, between = Vmull.held, Vmull.steps, Vmull.between
