@@ -48,15 +48,17 @@ class NeonIntegers(Integers):
         rounded = [self.between(real, low, high) + T.broadcast(T.float32(ROUNDER), self.lanes) for real in reals]
         return joined([T.cast(T.reinterpret(each, dtype="int32x4"), "int16x4") for each in rounded], self.lanes)
 
-    def stored_small(self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any, *, saturates: bool) -> Any:
+    def stored_small(
+        self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any, *, saturates: bool, even: bool
+    ) -> Any:
         """Rounded to int16, then saturated to bytes, of which up to sixteen are held between the ends at a time."""
         if len(reals) == 1:
             return self.stored_bytes(reals, low, high, zero_point)
-        rounder = T.broadcast(T.float32(ROUNDER), self.lanes)
+        rounder = T.broadcast(T.float32(ROUNDER) + zero_point if even else T.float32(ROUNDER), self.lanes)
         # TVM lets LLVM fuse a product into the sum behind it; the contract rounds both.
         fenced = [T.call_llvm_pure_intrin("float32x4", "llvm.arithmetic.fence", real) for real in reals]
         whole = [T.cast(T.reinterpret(real + rounder, dtype="int32x4"), "int16x4") for real in fenced]
-        stored = saturated(whole, zero_point)
+        stored = saturated(whole, None if even else zero_point)
         if saturates:
             return stored
         lanes = len(reals) * self.lanes
@@ -108,13 +110,14 @@ def joined(vectors: Sequence[Any], lanes: int) -> Any:
 
 
 def saturated(whole: Sequence[Any], zero_point: Any) -> Any:
-    """An even number of vectors of four int16, plus zero_point, saturated to int8."""
-    offset, parts = T.broadcast(T.cast(zero_point, "int16"), 8), []
+    """An even number of vectors of four int16, plus zero_point if there is one, saturated to int8."""
+    parts = []
     for first in range(0, len(whole), 2):
-        shifted = T.call_llvm_pure_intrin(
-            "int16x8", "llvm.aarch64.neon.sqadd", joined(whole[first : first + 2], 4), offset
-        )
-        parts.append(T.call_llvm_pure_intrin("int8x8", "llvm.aarch64.neon.sqxtn", shifted))
+        eight = joined(whole[first : first + 2], 4)
+        if zero_point is not None:
+            offset = T.broadcast(T.cast(zero_point, "int16"), 8)
+            eight = T.call_llvm_pure_intrin("int16x8", "llvm.aarch64.neon.sqadd", eight, offset)
+        parts.append(T.call_llvm_pure_intrin("int8x8", "llvm.aarch64.neon.sqxtn", eight))
     return joined(parts, 8)
 
 

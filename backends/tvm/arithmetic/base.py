@@ -217,8 +217,13 @@ class Integers(Arithmetic):
         """`stored_bytes` where low and high are those of the bytes."""
         return self.stored_bytes(reals, low, high, zero_point)
 
-    def stored_small(self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any, *, saturates: bool) -> Any:
-        """`stored_bytes` of vectors that lie within int16. saturates: low and high are those of the bytes."""
+    def stored_small(
+        self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any, *, saturates: bool, even: bool
+    ) -> Any:
+        """`stored_bytes` of vectors that lie within int16, with zero_point too.
+
+        saturates: low and high are those of the bytes; even: zero_point is.
+        """
         return self.stored_bytes(reals, low, high, zero_point)
 
     def look_up(self, table: Any, places: Any) -> Any:

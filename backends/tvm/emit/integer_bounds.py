@@ -10,7 +10,7 @@ from ..arithmetic.rounding import ROUNDER
 from ..kernels.requantize import Constant
 
 LARGEST_SUM = 2**22 - 1  # 1.5 * 2**23 + a sum of this size is a float32 in whole steps
-LARGEST_STEP = np.iinfo(np.int16).max - 1  # of the product with the factor, before it is rounded
+LARGEST_STEP = np.iinfo(np.int16).max - 129  # before it is rounded: a zero point may be added to it
 INT32 = np.iinfo(np.int32)
 
 

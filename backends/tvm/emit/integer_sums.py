@@ -186,13 +186,15 @@ def _finished(emitter: Emitter, kernel: IntegerSum, zero_point: int) -> tuple[Re
     epilogue, arrays, arithmetic = _epilogue(kernel), arrays_of(emitter, kernel, zero_point), emitter.integers
     if not isinstance(epilogue, Requantize) or not isinstance(arithmetic, Integers):
         return epilogue, arrays
+    grid, ends = grid_of(emitter, kernel.add or kernel.finish), np.iinfo(arithmetic.activation)
     if arithmetic.saturates:
-        grid, ends = grid_of(emitter, kernel.add or kernel.finish), np.iinfo(arithmetic.activation)
         epilogue = replace(epilogue, saturates=(grid.low, grid.high) == (ends.min, ends.max))
     if not arithmetic.reads_small_sums or not residual_fits(arrays[3], arithmetic.activation):
         return epilogue, arrays
     small = with_small_sums(arrays, arithmetic.activation)
-    return (epilogue, arrays) if small is None else (replace(epilogue, small=True), small)
+    if small is None:
+        return epilogue, arrays
+    return replace(epilogue, small=True, even=grid.zero_point % 2 == 0), small
 
 
 RULES: dict[str, Callable[[Emitter, IntegerSum], bool]] = {

@@ -40,12 +40,14 @@ class Requantize:
     (zero points, ends, factors) are arguments of the kernel, so that layers of one shape share it. `small`: the weights
     prove that every sum lies within 22 bits and a sign, or else beyond the ends of its grid (`requantize.start`), and
     that every step that it makes, with the residual too, lies within int16. `saturates`: the ends of the grid that is
-    stored are those of the bytes, so that it is enough to saturate.
+    stored are those of the bytes, so that it is enough to saturate. `even`: of small sums, that the zero point of that
+    grid is even: it may be added before a step is rounded, and a tie goes to the same side.
     """
 
     residual: str | None = None
     small: bool = False
     saturates: bool = False
+    even: bool = False
 
     def __post_init__(self) -> None:
         check_word("requantize residual", self.residual, (None, "after"))

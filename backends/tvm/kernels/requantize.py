@@ -176,7 +176,7 @@ def finish_together(
         low, high = Constant.LOW_OF_SUM, Constant.HIGH_OF_SUM
     bounds = (constant.scalar(int(each)) for each in (low, high, Constant.ZERO_POINT))
     if epilogue.small:
-        return arithmetic.stored_small(reals, *bounds, saturates=epilogue.saturates)
+        return arithmetic.stored_small(reals, *bounds, saturates=epilogue.saturates, even=epilogue.even)
     if epilogue.saturates and not residuals:
         return arithmetic.stored_saturated(reals, *bounds)
     return arithmetic.stored_bytes(reals, *bounds)

@@ -111,6 +111,6 @@ def test_what_is_not_read(why, low, high, factor):
 
 
 def test_a_residual_that_leaves_int16_is_told():
-    """Both reach 255 steps: 128 times them is below 2**15, 129 times them is not."""
-    for factor, fits in ((127.0, True), (-127.0, True), (128.0, False), (-128.0, False)):
+    """Both reach 255 steps: 127 times them, and a zero point, lie below 2**15; 128 times them do not."""
+    for factor, fits in ((126.0, True), (-126.0, True), (127.0, False), (-127.0, False)):
         assert residual_fits(constants(GRID, Addition(1.0, factor, -128, GRID)), "int8") == fits

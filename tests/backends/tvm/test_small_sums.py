@@ -6,6 +6,7 @@ from torch import nn
 
 import planish
 from planish.backends.tvm.emit.integer_bounds import LARGEST_SUM, sum_ends
+from planish.ir.ops import arguments
 
 RECIPE = "insert-fake-quant{activations=int8}, calibrate, lower-integers"
 WIDE = 64  # inputs of a 3x3 layer: 576 * 127 * 255 is beyond 2**22
@@ -49,6 +50,19 @@ def test_the_bytes_of_the_contract(graph):
     drawn = torch.randn(1, WIDE, *SIZE, generator=torch.Generator().manual_seed(6))
     for x in (drawn, drawn / 20, torch.full_like(drawn, 9.0)):
         assert all(map(torch.equal, compiled(x), graph(x)))
+
+
+def test_ties_go_to_even_whatever_the_zero_point(graph):
+    """A multiplier of 1/8, and inputs of a few steps: every eighth sum is a tie, and few leave the grid."""
+    steps = graph.copy()
+    calls = [node for node in steps.calls("requantize") if "conv2d" in node.name]
+    with torch.no_grad():
+        for node in calls:
+            steps.weights[arguments(node).multiplier.target].fill_(0.125)
+    assert {arguments(node).zero_point % 2 for node in calls} == {0, 1}
+    x = 3e-3 * torch.randn(1, WIDE, *SIZE, generator=torch.Generator().manual_seed(7))
+    compiled = planish.compile(steps, recipe="", batch=1, target="raspberry-pi-5")
+    assert all(map(torch.equal, compiled(x), steps(x)))
 
 
 @pytest.mark.parametrize("layer", range(len(OUTPUTS)))

@@ -1,6 +1,7 @@
 """What LLVM makes of the kernels: accumulators in registers, wide multiply-adds, multiply-adds by lane on ARM."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import tvm
@@ -119,11 +120,13 @@ def test_four_bytes_are_multiplied_as_a_lane():
 
 def test_small_sums_become_bytes_without_conversions():
     """One subtraction makes a float of a sum; its product is rounded before it is added to, as the contract says."""
-    for epilogue in (Requantize(), Requantize(small=True), Requantize(small=True, saturates=True)):
+    small = Requantize(small=True)
+    for epilogue in (Requantize(), small, replace(small, saturates=True), replace(small, saturates=True, even=True)):
         text = pi_5_assembly(Pointwise(1, 14, 14, 96, 96, epilogue), Sdot(4, 32))
         assert ("scvtf\tv" in text, "sqxtn\tv" in text) == (not epilogue.small, epilogue.small)
         assert bool(re.search(r"\b[fs]max\s+v", text)) == (not epilogue.saturates)
         assert "fmul\tv" in text and not re.search(r"\bfml[as]\s+v", text)
+        assert ("sqadd\tv" in text) == (epilogue.small and not epilogue.even)
 
 
 def test_a_residual_is_added_without_conversions():
