@@ -104,10 +104,10 @@ class Smull(NeonIntegers):
                 pair = sum(products[first + 1 : first + 2], start=products[first])
                 total.value = total.value + T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.saddlp", pair)
 
-    def centered(self, stored: Any, zero_point: Any) -> Any:
+    def centered(self, stored: Any, zero_point: Any, vectors: int = 1) -> list[Any]:
         """In 16 bits: LLVM would widen bytes for a conversion by a table."""
         difference = T.cast(stored, "int16x4") - T.broadcast(T.cast(zero_point, "int16"), 4)
-        return T.cast(T.cast(difference, "int32x4"), "float32x4")
+        return [T.cast(T.cast(difference, "int32x4"), "float32x4")]
 
     def stored_saturated(self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any) -> Any:
         """Every step saturates: to int32, to int16 twice, to int8."""
