@@ -72,6 +72,8 @@ from .tile import Tiling
 from .tokens import Tokens
 from .weight_only import WeightOnlyDense
 
+MOST_PARTS = 4  # of an input: each has code of its own
+
 FAMILIES: dict[type, Any] = {
     Attention: attention,
     BatchedMatmul: batched_matmul,
@@ -134,11 +136,14 @@ def tiling(spec: Spec, arithmetic: Arithmetic) -> Tiling | None:
 def in_parts(spec: Spec, arithmetic: Arithmetic, channels: tuple[int, ...]) -> Spec | None:
     """The spec whose input lies in maps of so many `channels` each, side by side; None where its kernel reads one map.
 
-    Every map fills whole vectors, and whole passes of the inner loop.
+    Every map fills whole vectors, and whole passes of the inner loop. Direct kernels read one: they are the slowest to
+    compile, each part would have code of its own, and a copy is the smallest share of their time.
     """
     takes = getattr(family(spec, arithmetic), "takes_parts", None)
     is_whole = not any(extent % max(arithmetic.lanes, arithmetic.unroll) for extent in channels)
-    return replace(spec, parts=channels) if takes and is_whole and takes(spec, arithmetic) else None  # type: ignore[call-arg]
+    if takes is None or not takes(spec, arithmetic) or not is_whole or len(channels) > MOST_PARTS:
+        return None
+    return replace(spec, parts=channels)  # type: ignore[call-arg]
 
 
 def describe(spec: Spec, arithmetic: Arithmetic) -> str:

@@ -14,7 +14,6 @@ from .builder import Index, Kernel, Vector, View
 from .microkernel import Accumulators, Ahead
 from .output import Output
 from .shapes import DirectConv, Signature, round_up
-from .sources import Sources
 from .tile import Tile, Tiling, Traffic, input_blocks, is_parallel, lies_in, segments, tile_of
 from .window import Borders, Columns, by_input, count_rows, cut_columns, input_column, input_row, rows_on_image
 
@@ -73,18 +72,7 @@ def signature(spec: DirectConv, arithmetic: Arithmetic) -> Signature:
     outputs = p.groups * p.vectors * lanes
     biases = outputs * len(p.borders.reached()) if p.borders else outputs
     packed = ((outputs * spec.window.taps * p.run,), arithmetic.weight), ((biases,), arithmetic.accumulator)
-    return product_weights.signature(spec.epilogue, arithmetic, source, output, packed, outputs, spec.parts)
-
-
-def takes_parts(spec: DirectConv, arithmetic: Arithmetic) -> bool:
-    """Whether the input may lie in several maps."""
-    return not spec.image and spec.groups == 1
-
-
-def sources_of(spec: DirectConv, views: list[View], arithmetic: Arithmetic) -> Sources:
-    """Where the channels of one group lie; those of an image lie in planes."""
-    run = plan(spec, arithmetic).run
-    return Sources.of(views, spec.parts, run, round_up(spec.in_channels, arithmetic.lanes))
+    return product_weights.signature(spec.epilogue, arithmetic, source, output, packed, outputs)
 
 
 def pack(
@@ -128,7 +116,7 @@ def prim_func(spec: DirectConv, arithmetic: Arithmetic) -> Any:
     with Kernel() as kernel:
         given = kernel.parameters(signature(spec, arithmetic))
         output = product_weights.output_of(kernel, arithmetic, spec.epilogue, given, taken=2)
-        source, (weights, bias) = sources_of(spec, given.sources, arithmetic), given.weights[:2]
+        source, (weights, bias) = given.sources[0], given.weights[:2]
         nest = Nest(kernel, arithmetic, spec, plan(spec, arithmetic), source, weights, bias, output)
         nest.emit(spec.batch or given.batch)
     return kernel.prim_func
@@ -155,7 +143,7 @@ class Nest:
     arithmetic: Arithmetic
     spec: DirectConv
     plan: Plan
-    source: Sources
+    source: View
     weights: View
     bias: View
     output: Output
@@ -246,19 +234,15 @@ class Nest:
             if self.shares_words(taps) and all(taking_part):
                 start = (line + input_column(window, place.column, first)) * self.pitch_in
                 weights = panel + (tap_row * window.kernel[1] + first) * p.run * (place.vectors * self.arithmetic.lanes)
-                (whole,) = source
-                sums.accumulate_words(whole.view, start, window.stride[1], self.weights, weights, taps)
+                sums.accumulate_words(source, start, window.stride[1], self.weights, weights, taps)
                 continue
             with self.kernel.loop(taps, first) as tap:
-                pixel = line + input_column(window, place.column, tap)
+                start = (line + input_column(window, place.column, tap)) * self.pitch_in + place.group * p.group_in
+                offsets = _offsets(start, window.stride[1] * self.pitch_in, taking_part)
                 step = (tap_row * window.kernel[1] + tap) * p.run
-                for part in source:
-                    start = pixel * part.pitch + place.group * p.group_in
-                    offsets = _offsets(start, window.stride[1] * part.pitch, taking_part)
-                    weights = panel + (step + part.first) * (place.vectors * self.arithmetic.lanes)
-                    passes = tap * (p.run // self.arithmetic.unroll) + part.first // self.arithmetic.unroll
-                    here = ahead and ahead.after(ahead.passed + passes)
-                    sums.accumulate(part.view, offsets, self.weights, weights, part.channels, here)
+                weights = panel + step * (place.vectors * self.arithmetic.lanes)
+                here = ahead and ahead.after(ahead.passed + tap * (p.run // self.arithmetic.unroll))
+                sums.accumulate(source, offsets, self.weights, weights, p.run, here)
 
     def shares_words(self, taps: int) -> bool:
         """Whether a row of `taps` taps is a run of words of four activations, most of which several pixels read."""
@@ -282,7 +266,7 @@ class Nest:
         Taps that read the same pixel stand side by side: LLVM loads it once, and need not keep it.
         """
         p, spec, window = self.plan, self.spec, self.spec.window
-        (source,), line = self.source.at(place.image), input_row(window, place.row, tap_row)
+        source, line = self.source.at(place.image), input_row(window, place.row, tap_row)
         with self.kernel.loop(p.group_in) as channel:
             start = ((place.group * p.group_in + channel) * spec.height + line) * spec.width
             for i, tap in by_input(window, place.columns):
@@ -290,7 +274,7 @@ class Nest:
                 offsets[i] = start + input_column(window, place.column + i, tap)
                 step = (tap_row * p.group_in + channel) * window.kernel[1] + tap
                 weights = panel + step * (place.vectors * self.arithmetic.lanes)
-                sums.accumulate(source.view, offsets, self.weights, weights, 1)
+                sums.accumulate(source, offsets, self.weights, weights, 1)
 
 
 def _offsets(start: Index, pitch: int, taking_part: tuple[bool, ...]) -> list[Index | None]:

@@ -124,7 +124,7 @@ def prim_func(spec: TransposedConv, arithmetic: Arithmetic) -> Any:
     with Kernel() as kernel:
         given = kernel.parameters(signature(spec, arithmetic))
         output = product_weights.output_of(kernel, arithmetic, spec.epilogue, given, taken=2)
-        source, (weights, bias) = direct.sources_of(inner, given.sources, arithmetic), given.weights[:2]
+        source, (weights, bias) = given.sources[0], given.weights[:2]
         plan = direct.plan(inner, arithmetic)
         nest = _Nest(kernel, arithmetic, inner, plan, source, weights, bias, output, spec)
         nest.emit(spec.batch or given.batch)

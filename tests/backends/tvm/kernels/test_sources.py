@@ -21,7 +21,7 @@ from planish.backends.tvm.kernels import (
     signature,
 )
 
-from .conftest import Runner
+from .conftest import Runner, integer_machines
 from .portable import PortableSmull
 
 PARTS = (32, 16, 48)
@@ -55,7 +55,6 @@ def check(runner: Runner, spec: Spec) -> None:
 
 FLOATS = {
     "winograd": Winograd(2, 9, 11, CHANNELS, 24, AROUND, 4),
-    "direct": DirectConv(None, 9, 8, CHANNELS, 24, Window((3, 3), (2, 1), (1, 0, 0, 1))),
     "pointwise": Pointwise(None, 5, 7, CHANNELS, 24),
 }
 
@@ -77,8 +76,17 @@ def test_floats_of_arm(widest, spec):
     check(Runner(replace(widest.machine, arithmetic=NeonFp32(4, 32, 2))), spec)
 
 
-def test_direct_integers(integers):
-    check(integers, DirectConv(2, 6, 7, CHANNELS, 24, SAME, epilogue=Requantize()))
+@pytest.mark.skipif("amx" not in integer_machines(), reason="needs a matrix unit")
+@pytest.mark.parametrize("window", [SAME, Window((3, 3), (2, 1), (1, 0, 0, 1))])
+def test_lines_of_bytes_that_are_copied(window):
+    """The input of a matrix unit, with its padding."""
+    check(Runner(integer_machines()["amx"]), DirectConv(2, 6, 7, CHANNELS, 24, window, epilogue=Requantize()))
+
+
+def test_pointwise_integers():
+    """Without a matrix unit."""
+    machine = next(machine for machine in integer_machines().values() if not isinstance(machine.arithmetic, Amx))
+    check(Runner(machine), Pointwise(None, 5, 7, CHANNELS, 24, Requantize()))
 
 
 def test_integers_by_winograd(widest):
@@ -93,15 +101,15 @@ NEON, AVX2, AMX = NeonFp32(4, 32), X86Fp32(8, 16), Amx(16, 32)
     ("spec", "arithmetic", "parts"),
     [
         (Depthwise(1, 9, 9, 32, SAME), NEON, (16, 16)),
-        (DirectConv(1, 9, 9, 32, 32, SAME, groups=2), NEON, (16, 16)),
-        (DirectConv(1, 9, 9, 8, 8, SAME, image=True), NEON, (4, 4)),
+        (DirectConv(1, 9, 9, 32, 32, SAME), NEON, (16, 16)),
         (Winograd(1, 9, 9, 8, 8, AROUND, 3, kernel=7, stride=2, image=True), NEON, (4, 4)),
         (Pointwise(1, 9, 9, 20, 8), AVX2, (8, 12)),
+        (Pointwise(1, 9, 9, 80, 8), AVX2, (16, 16, 16, 16, 16)),
         (Pointwise(1, 9, 9, 32, 8, Requantize()), AMX, (16, 16)),
         (DirectConv(1, 9, 9, 32, 8, Window((3, 3)), epilogue=Requantize()), AMX, (16, 16)),
         (IntegerWinograd(1, 10, 10, 32, 8, (0, 0, 0, 0)), PortableSmull(4, 32), (16, 16)),
     ],
 )
 def test_what_reads_one_map(spec, arithmetic, parts):
-    """Groups, images, parts that end within a vector, and kernels of bytes that read their input as it lies."""
+    """Direct kernels, images, parts that end within a vector or are many, bytes that are read as they lie."""
     assert in_parts(spec, arithmetic, parts) is None
