@@ -60,7 +60,7 @@ class ByPixel(NeonIntegers):
         """`multiply` for a row of taps of four activations each, which lie side by side from `start` on.
 
         stride: taps from one pixel's first to the next one's. Taps that several pixels read are read once, four at a
-        time; there are four or more of them.
+        time; where all pixels read fewer, what lies before them is read too.
         """
         count, vectors = (len(accumulators) - 1) * stride + taps, len(accumulators[0])
         firsts = [min(first, count - 4) for first in range(0, count, 4)]
