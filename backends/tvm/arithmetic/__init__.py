@@ -10,7 +10,7 @@ from .arm_sdot import Sdot
 from .arm_smmla import Smmla
 from .arm_smull import Smull
 from .armv7 import Armv7Fp32, Vmull
-from .base import Arithmetic, Integers
+from .base import Arithmetic, Integers, WholeSum
 from .stored_weights import StoredWeights, with_stored_weights
 from .x86 import X86Fp32
 from .x86_integers import Madd, Vnni
@@ -83,6 +83,7 @@ __all__ = [
     "StoredWeights",
     "Vmull",
     "Vnni",
+    "WholeSum",
     "X86Fp32",
     "fp16",
     "fp32",

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .arm_integers import NeonIntegers, four_bytes, joined, saturated, spread_lane
+from .base import WholeSum
 from .tir import T
 
 
@@ -26,6 +27,8 @@ class Smull(NeonIntegers):
     takes_any_byte: ClassVar[bool] = False
     saturates: ClassVar[bool] = True
     zips_rows: ClassVar[bool] = True
+    reads_runs: ClassVar[bool] = True
+    adds_whole: ClassVar[bool] = True
 
     def stored(self, weights: np.ndarray) -> np.ndarray:
         """[lane][4 k] of each vector as [pair of k][lane][2 k]."""
@@ -106,8 +109,36 @@ class Smull(NeonIntegers):
 
     def centered(self, stored: Any, zero_point: Any, vectors: int = 1) -> list[Any]:
         """In 16 bits: LLVM would widen bytes for a conversion by a table."""
-        difference = T.cast(stored, "int16x4") - T.broadcast(T.cast(zero_point, "int16"), 4)
-        return [T.cast(T.cast(difference, "int32x4"), "float32x4")]
+        differences = self.differences(stored, zero_point, vectors)
+        return [T.cast(T.cast(difference, "int32x4"), "float32x4") for difference in differences]
+
+    def differences(self, stored: Any, zero_point: Any, vectors: int) -> list[Any]:
+        """Bytes of so many vectors minus a scalar of float32, as vectors of int16."""
+        lanes = vectors * self.lanes
+        whole = T.cast(stored, f"int16x{lanes}") - T.broadcast(T.cast(zero_point, "int16"), lanes)
+        return [part_of(whole, v, self.lanes) for v in range(vectors)] if vectors > 1 else [whole]
+
+    def stored_sum(self, reals: Sequence[Any], residuals: Sequence[Any], numbers: WholeSum, *, saturates: bool) -> Any:
+        """Whole numbers are multiplied in half the time of floats. Sums become floats, exactly, only to be rounded.
+
+        `rounder` rounds to a multiple of the power of two that sums are divided by: half to even, the result in the
+        low 16 bits.
+        """
+        n, count = numbers, len(reals)
+        held, length = self.held(reals, n.low, n.high), count // len(residuals)
+        own = [part_of(held, v, self.lanes) for v in range(count)] if count > 1 else [held]
+        other = [each for stored in residuals for each in self.differences(stored, n.zero_other, length)]
+        factors = [T.broadcast(T.cast(factor, "int16"), self.lanes) for factor in (n.factor, n.factor_other)]
+        whole = []
+        for pair in zip(own, other, strict=True):
+            first, second = (T.cast(x, "int32x4") * T.cast(y, "int32x4") for x, y in zip(pair, factors, strict=True))
+            rounded = T.cast(first + second, "float32x4") + T.broadcast(n.rounder, self.lanes)
+            whole.append(T.cast(T.reinterpret(rounded, dtype="int32x4"), "int16x4"))
+        if saturates and count > 1:
+            return saturated(whole, n.zero_point)
+        lanes = count * self.lanes
+        low, high, zero = (T.broadcast(T.cast(x, "int16"), lanes) for x in (n.low_of_sum, n.high_of_sum, n.zero_point))
+        return T.cast(T.min(T.max(joined(whole, self.lanes), low), high) + zero, f"{self.activation}x{lanes}")
 
     def stored_saturated(self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any) -> Any:
         """Every step saturates: to int32, to int16 twice, to int8."""
@@ -137,6 +168,11 @@ def _nearest_int16(real: Any) -> Any:
     """float32, rounded half to even and saturated to int16."""
     whole = T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.fcvtns", real)
     return T.call_llvm_pure_intrin("int16x4", "llvm.aarch64.neon.sqxtn", whole)
+
+
+def part_of(vector: Any, which: int, lanes: int) -> Any:
+    """`lanes` neighbouring lanes of a vector."""
+    return T.Shuffle([vector], list(range(which * lanes, (which + 1) * lanes)))
 
 
 def half_of(vector: Any, which: int) -> Any:

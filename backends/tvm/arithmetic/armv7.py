@@ -68,6 +68,8 @@ class Vmull(Smull):
     table_lanes: ClassVar[int] = 0
     saturates: ClassVar[bool] = False
     zips_rows: ClassVar[bool] = False
+    reads_runs: ClassVar[bool] = False
+    adds_whole: ClassVar[bool] = False
 
     def two_pairs(self, four: Any) -> Any:
         """A whole register: LLVM would take two lanes apart in general registers, by way of the stack."""

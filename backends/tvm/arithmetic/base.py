@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -155,6 +155,25 @@ class Fp32(Arithmetic):
         return total + value * weight
 
 
+class WholeSum(NamedTuple):
+    """Scalars of an addition of two integers behind a product, all float32 of whole numbers.
+
+    low, high: of the own integer, from its zero point on; zero_other: of the other one; factor, factor_other: what they
+    are multiplied with, in int16; rounder: 1.5 * 2**23, times what the sum of products is divided by, a power of two;
+    low_of_sum, high_of_sum, zero_point: of what is stored.
+    """
+
+    low: Any
+    high: Any
+    zero_other: Any
+    factor: Any
+    factor_other: Any
+    rounder: Any
+    low_of_sum: Any
+    high_of_sum: Any
+    zero_point: Any
+
+
 class Integers(Arithmetic):
     """8-bit activations times int8 weights, summed in int32. Sums wrap around, none saturates."""
 
@@ -167,6 +186,7 @@ class Integers(Arithmetic):
     reads_small_sums: ClassVar[bool] = False  # as floats (`requantize.start`), because conversions are slow
     saturates: ClassVar[bool] = False  # in fewer instructions than it holds bytes between ends
     reads_runs: ClassVar[bool] = False  # of a residual as many bytes at a time as it writes
+    adds_whole: ClassVar[bool] = False  # residuals by whole factors: `stored_sum`
     joins_pixels: ClassVar[bool] = False  # whether it is worth it to take them from several pixels
     takes_any_byte: ClassVar[bool] = True  # as a weight, -128 too, in the order of `panels`: so may be activations
     fills_registers: ClassVar[bool] = False  # with bytes that are only compared: four times its lanes
@@ -225,6 +245,14 @@ class Integers(Arithmetic):
         saturates: low and high are those of the bytes; even: zero_point is.
         """
         return self.stored_bytes(reals, low, high, zero_point)
+
+    def stored_sum(self, reals: Sequence[Any], residuals: Sequence[Any], numbers: WholeSum, *, saturates: bool) -> Any:
+        """Vectors of float32 as integers, plus residuals, as one vector of bytes. Only where `adds_whole`.
+
+        residuals: bytes, of one vector each, or of more where `reads_runs`; saturates: the ends of the sum are those of
+        the bytes.
+        """
+        raise NotImplementedError
 
     def look_up(self, table: Any, places: Any) -> Any:
         """The bytes of a table of 256 at `table_lanes` places, which are bytes as they lie in memory."""

@@ -55,6 +55,11 @@ def residual_fits(constants: np.ndarray, activation: str) -> bool:
     return sum(factor * extent for factor, extent in zip(factors, (own, other), strict=True)) <= LARGEST_STEP
 
 
+def has_whole_sum(constants: np.ndarray, activation: str) -> bool:
+    """Whether an addition is one of whole numbers, as `Requantize.whole` says."""
+    return bool(constants[Constant.ROUNDER_OF_SUM]) and residual_fits(constants, activation)
+
+
 def with_small_sums(arrays: list[Any], activation: str) -> list[Any] | None:
     """Arrays of a product of the same bytes whose sums are small, as `Requantize.small` says; None if there are none.
 

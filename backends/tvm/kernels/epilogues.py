@@ -41,13 +41,15 @@ class Requantize:
     prove that every sum lies within 22 bits and a sign, or else beyond the ends of its grid (`requantize.start`), and
     that every step that it makes, with the residual too, lies within int16. `saturates`: the ends of the grid that is
     stored are those of the bytes, so that it is enough to saturate. `even`: of small sums, that the zero point of that
-    grid is even: it may be added before a step is rounded, and a tie goes to the same side.
+    grid is even: it may be added before a step is rounded, and a tie goes to the same side. `whole`: the factors of the
+    addition are whole numbers times a power of two (`Addition.whole`), and its steps lie within int16.
     """
 
     residual: str | None = None
     small: bool = False
     saturates: bool = False
     even: bool = False
+    whole: bool = False
 
     def __post_init__(self) -> None:
         check_word("requantize residual", self.residual, (None, "after"))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from math import frexp, ldexp
 from typing import Any
 
 import numpy as np
 
-from ..arithmetic import Integers
+from ..arithmetic import Integers, WholeSum
 from ..arithmetic.rounding import ROUNDER, nearest, with_rounder, without_rounder
 from ..arithmetic.tir import T
 from .builder import Vector, View
@@ -34,6 +35,20 @@ class Addition:
     zero_other: int
     grid: StoredGrid
 
+    def whole(self) -> tuple[int, int, int] | None:
+        """(factor, other factor, bits): whole numbers of int16, times 2**bits, with as many bits as they have room for.
+
+        None where they are not whole: then they have more than fifteen bits. Sums of products with two integers of
+        eight bits and a sign lie within 24 bits.
+        """
+        factors = self.factor, self.factor_other
+        largest = max(map(abs, factors))
+        if not largest:
+            return None
+        bits = WHOLE_BITS - frexp(largest)[1]
+        own, other = (ldexp(factor, bits) for factor in factors)
+        return (int(own), int(other), bits) if own.is_integer() and other.is_integer() else None
+
 
 class Constant(IntEnum):
     """Places in a kernel's array of constants. Ends are counted from the zero point."""
@@ -48,9 +63,14 @@ class Constant(IntEnum):
     HIGH_OF_SUM = 7
     ZERO_OWN = 8
     SCALE = 9
+    WHOLE = 10
+    WHOLE_OTHER = 11
+    ROUNDER_OF_SUM = 12
 
 
 CONSTANTS = len(Constant)
+WHOLE_BITS = 15  # of a factor as a whole number
+MOST_BITS = 64  # behind its point
 
 
 def constants(own: StoredGrid, addition: Addition | None = None, scale: float = 0.0, zero_own: int = 0) -> np.ndarray:
@@ -68,6 +88,9 @@ def constants(own: StoredGrid, addition: Addition | None = None, scale: float = 
         array[Constant.ZERO_OTHER] = addition.zero_other
         array[Constant.LOW_OF_SUM] = last.low - last.zero_point
         array[Constant.HIGH_OF_SUM] = last.high - last.zero_point
+        if (whole := addition.whole()) and whole[2] <= MOST_BITS:
+            array[Constant.WHOLE], array[Constant.WHOLE_OTHER] = whole[:2]
+            array[Constant.ROUNDER_OF_SUM] = ldexp(ROUNDER, whole[2])
     return array
 
 
@@ -166,6 +189,9 @@ def finish_together(
     """
     grid, low, high = Steps(arithmetic.lanes, constant), Constant.LOW, Constant.HIGH
     reals = [_floats(epilogue, s, arithmetic.lanes) * m for s, m in zip(sums, multipliers, strict=True)]
+    if residuals and epilogue.whole:
+        numbers = WholeSum(*(constant.scalar(int(which)) for which in _OF_WHOLE_SUM))
+        return arithmetic.stored_sum(reals, residuals, numbers, saturates=epilogue.saturates)
     if residuals:
         ends = constant.scalar(int(low)), constant.scalar(int(high))
         steps = [arithmetic.steps(real, *ends) for real in reals]
@@ -180,6 +206,13 @@ def finish_together(
     if epilogue.saturates and not residuals:
         return arithmetic.stored_saturated(reals, *bounds)
     return arithmetic.stored_bytes(reals, *bounds)
+
+
+# In the order of `WholeSum`.
+_OF_WHOLE_SUM = (
+    Constant.LOW, Constant.HIGH, Constant.ZERO_OTHER, Constant.WHOLE, Constant.WHOLE_OTHER, Constant.ROUNDER_OF_SUM,
+    Constant.LOW_OF_SUM, Constant.HIGH_OF_SUM, Constant.ZERO_POINT,
+)  # fmt: skip
 
 
 def result_dtype(epilogue: Any, activation: str) -> str:
