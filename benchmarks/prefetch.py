@@ -1,10 +1,10 @@
-"""What asking for lines of memory ahead of their use brings, by layer: weights of the next panel, and lines of results.
+"""What asking for memory ahead of its use brings, by layer: weights of the next panel, lines of results, the next tile.
 
     python benchmarks/prefetch.py [--precision float|int8] [--rounds 200] [--json FILE]
 
-Each layer of `tile_shapes.py` that asks is compiled as it is, without one of the two, and without both. They take turns
-on one core, with weights that are not in its caches; the median over the rounds of the time over that of the same round
-as it is counts.
+Each layer of `tile_shapes.py` that asks is compiled as it is, without one of the three, and without any. They take
+turns on one core, with weights that are not in its caches; the median over the rounds of the time over that of the
+same round as it is counts.
 """
 
 import argparse
@@ -24,16 +24,18 @@ from planish.backends.target import Target
 from planish.backends.tvm.arithmetic import Arithmetic, fp32, integers
 from planish.backends.tvm.kernels import FAMILIES, Dense, DirectConv, Pointwise
 from planish.backends.tvm.kernels.matrix_tiles import Tiles
-from planish.backends.tvm.kernels.microkernel import Ahead, Soon
+from planish.backends.tvm.kernels.prefetches import Ahead, Following, Soon
 from planish.backends.tvm.kernels.tile import candidates
 from planish.backends.tvm.tile_times import TileTimes, ratios
 
 # Where kernels decide what to ask for.
 RESULTS, WEIGHTS, MATRIX_WEIGHTS = (Soon, "plan"), (Ahead, "plan"), (Tiles, "ahead")
+INPUT = (Following, "plan")
 FORMS: dict[str, set[tuple[type, str]]] = {
     "no results": {RESULTS},
     "no weights": {WEIGHTS, MATRIX_WEIGHTS},
-    "neither": {RESULTS, WEIGHTS, MATRIX_WEIGHTS},
+    "no input": {INPUT},
+    "none": {RESULTS, WEIGHTS, MATRIX_WEIGHTS, INPUT},
 }
 
 
@@ -60,7 +62,7 @@ def noted(used: set[tuple[type, str]]) -> Iterator[None]:
         return call
 
     with ExitStack() as stack:
-        for place in (RESULTS, WEIGHTS, MATRIX_WEIGHTS):
+        for place in (RESULTS, WEIGHTS, MATRIX_WEIGHTS, INPUT):
             stack.enter_context(patch.object(*place, watched(place)))
         yield
 
@@ -74,7 +76,7 @@ def measure(spec: Any, arithmetic: Arithmetic, target: Target, rounds: int) -> d
     if not used:
         return None
     for name, places in FORMS.items():
-        if places & used and (name != "neither" or len(used) > 1):
+        if places & used and (name != "none" or len(used) > 1):
             with nothing_from(places):
                 forms[name] = TileTimes(spec, arithmetic, [tile], target)
     taken: dict[str, list[float]] = {name: [] for name in forms}

@@ -38,6 +38,7 @@ class Arithmetic(ABC):
     lane_taps: ClassVar[int] = 1  # taps of a row that one instruction of `multiply_taps` takes
     means: ClassVar[str]  # dtype in which means are summed
     unroll: ClassVar[int]  # k steps in one pass of the inner loop
+    asks_for_maps: ClassVar[bool] = False  # whether kernels prefetch maps that are larger than the cache
     group: ClassVar[int] = 1  # neighbouring k steps that one instruction takes: they lie side by side in the weights
     rows: ClassVar[int] = 1  # neighbouring pixels that one instruction takes
     per_element: ClassVar[int] = 1  # weights in one element of their array in memory

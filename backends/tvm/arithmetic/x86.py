@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from .base import Fp32
 from .tir import T
@@ -13,6 +13,8 @@ from .tir import T
 @dataclass(frozen=True)
 class X86Fp32(Fp32):
     """AVX-512 (16 lanes, 32 registers) or AVX2 with FMA (8 lanes, 16 registers)."""
+
+    asks_for_maps: ClassVar[bool] = True
 
     def multiply(
         self,

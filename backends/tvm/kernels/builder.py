@@ -194,14 +194,14 @@ class Kernel:
                 rest = rest // extent
             yield tuple(reversed(indices))
 
-    def prefetch(self, view: View, offset: Index, *, write: bool = False) -> None:
-        """Ask for the cache line of an element in L2, to `write` it or to read.
+    def prefetch(self, view: View, offset: Index, *, write: bool = False, near: bool = False) -> None:
+        """Ask for the cache line of an element in L2, or `near` in L1, to `write` it or to read.
 
         An offset past the end is harmless: nothing is read.
         """
-        second_level, data = 2, 1
+        level, data = 3 if near else 2, 1
         address = T.address_of(view.buffer[tuple(view.indices(offset))])
-        T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, int(write), second_level, data))
+        T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, int(write), level, data))
 
     def select(self, condition: Any, then: Index, otherwise: Index) -> Index:
         """An index that depends on a run-time condition."""

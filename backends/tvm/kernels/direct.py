@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import gcd
 from typing import Any
 
 import numpy as np
@@ -11,50 +10,13 @@ import numpy as np
 from ..arithmetic import Arithmetic, Sdot
 from . import packing, product_weights
 from .builder import Index, Kernel, Vector, View
-from .microkernel import Accumulators, Ahead
+from .direct_plan import Plan, plan
+from .microkernel import Accumulators
 from .output import Output
+from .prefetches import Ahead, Soon
 from .shapes import DirectConv, Signature, round_up
-from .tile import Tile, Tiling, Traffic, input_blocks, is_parallel, lies_in, segments, tile_of
-from .window import Borders, Columns, by_input, count_rows, cut_columns, input_column, input_row, rows_on_image
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Sizes that follow from a spec.
-
-    Groups narrower than a vector are joined until their outputs fill whole vectors; the weights between them are
-    zeros. `group_in`, `group_out`: channels of a joined group; `vectors`: vectors of outputs per joined group;
-    `run`: products per tap, inputs in whole groups of the arithmetic.
-    """
-
-    out_height: int
-    out_width: int
-    groups: int
-    group_in: int
-    group_out: int
-    vectors: int
-    run: int
-    tiling: Tiling
-    tile: Tile
-    borders: Borders | None
-
-
-def plan(spec: DirectConv, arithmetic: Arithmetic) -> Plan:
-    height, width = spec.window.output(spec.height, spec.width)
-    group_out = spec.out_channels // spec.groups
-    joined = arithmetic.lanes // gcd(arithmetic.lanes, group_out)
-    joined *= arithmetic.group // gcd(arithmetic.group, joined * (spec.in_channels // spec.groups))
-    if spec.groups % joined:
-        joined = spec.groups
-    groups = spec.groups // joined
-    group_in, group_out = spec.in_channels // groups, spec.out_channels // groups
-    vectors = round_up(group_out, arithmetic.lanes) // arithmetic.lanes
-    # All weights of a row of the window stay in registers while an image is read.
-    extents = Tiling(width, vectors, spec.window.kernel[1] - 1 if spec.image else 0)
-    tile = tile_of(spec, arithmetic, extents)
-    borders = Borders.of(spec.window, spec.height, spec.width) if spec.bordered else None
-    run = round_up(group_in, arithmetic.group)
-    return Plan(height, width, groups, group_in, group_out, vectors, run, extents, tile, borders)
+from .tile import Tiling, Traffic, input_blocks, is_parallel, lies_in, segments
+from .window import Columns, by_input, count_rows, cut_columns, input_column, input_row, rows_on_image
 
 
 def tiling(spec: DirectConv, arithmetic: Arithmetic) -> Tiling:
@@ -197,7 +159,7 @@ class Nest:
         ahead = self.ahead(place, panel)
         with self.kernel.loop(count_rows(window, self.spec.height, p.out_height, ends), begin) as tap:
             if self.spec.image:
-                self.feed_image(sums, place, tap, panel)
+                self.feed_image(sums, place, tap, panel, tap - begin)
             else:
                 passes = (tap - begin) * (window.kernel[1] * (p.run // self.arithmetic.unroll))
                 self.feed(sums, place, tap, panel, ahead and ahead.after(passes))
@@ -260,14 +222,25 @@ class Nest:
         tiles, tile = p.out_height * per_row, place.row * per_row + place.column // pixels
         return Ahead.plan(self.arithmetic, next_panel, self.depth, place.vectors, tiles, tile)
 
-    def feed_image(self, sums: Accumulators, place: Place, tap_row: Index, panel: Index) -> None:
-        """One row of the window over the planes of a plain image.
+    def soon(self, place: Place) -> Soon | None:
+        """What a tile over an image prefetches of its results' lines."""
+        p, pitch = self.plan, round_up(self.spec.out_channels, self.arithmetic.lanes)
+        if not self.arithmetic.asks_for_maps:
+            return None
+        first = (place.row * p.out_width + place.column) * pitch + self.vector(place) * self.arithmetic.lanes
+        output, elements = self.output.at(place.image), p.out_height * p.out_width * pitch
+        return Soon.plan(self.arithmetic, output, first, pitch, place.columns.size, elements)
+
+    def feed_image(self, sums: Accumulators, place: Place, tap_row: Index, panel: Index, done: Index) -> None:
+        """One row of the window over the planes of a plain image; `done` rows went before.
 
         Taps that read the same pixel stand side by side: LLVM loads it once, and need not keep it.
         """
         p, spec, window = self.plan, self.spec, self.spec.window
         source, line = self.source.at(place.image), input_row(window, place.row, tap_row)
+        soon, passes = self.soon(place), window.kernel[0] * p.group_in
         with self.kernel.loop(p.group_in) as channel:
+            sums.fetch(soon, done * p.group_in + channel, passes)
             start = ((place.group * p.group_in + channel) * spec.height + line) * spec.width
             for i, tap in by_input(window, place.columns):
                 offsets: list[Index | None] = [None] * place.columns.size

@@ -10,8 +10,9 @@ from ..arithmetic.tir import T
 from ..arithmetic.x86_matrix import CONFIGURATION
 from .builder import REGISTER_SCOPE, Index, Kernel, View, smallest
 from .matrix_plan import MatrixPlan
-from .microkernel import CACHE_LINE, Ahead, halved
+from .microkernel import halved
 from .output import Output
+from .prefetches import CACHE_LINE, Ahead
 
 TILE = 256  # int32 of a tile of sums
 MANY_GROUPS = 16  # that use a panel of weights: with more, the processor's own prefetch of the next panel is in time

@@ -3,78 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
 from ..arithmetic import Arithmetic, Sdot
 from ..arithmetic.tir import T
 from .builder import Index, Kernel, Vector, View
-from .output import Output
+from .prefetches import CACHE_LINE, Ahead, Following, Soon, weights_per_line
 from .shapes import round_up
-
-CACHE_LINE = 64  # bytes
-FEW_TILES = 4  # per cache line of a pass: with more, the processor's own prefetch is in time
-
-
-@dataclass(frozen=True)
-class Ahead:
-    """Prefetch of the next panel of weights into L2, shared out among the tiles that use this one.
-
-    Where maps are small and weights large, a panel serves only a few tiles, so the time to fetch the next one shows.
-    `start`: offset of this tile's share; `lines`: cache lines per pass of the inner loop; `passed`: passes of this tile
-    before the run.
-    """
-
-    start: Index
-    lines: int
-    passed: Index = 0
-
-    @staticmethod
-    def plan(
-        arithmetic: Arithmetic, next_panel: Index, depth: int, vectors: int, tiles: int, tile: Index
-    ) -> Ahead | None:
-        """The share of tile number `tile` of `tiles`, for panels of `depth` k steps; None where it would not pay.
-
-        A single tile reads its weights once, front to back, and waits for memory whatever is asked for.
-        """
-        per_step = vectors * arithmetic.lanes * arithmetic.weight_bytes / CACHE_LINE
-        if not 1 < tiles <= FEW_TILES * arithmetic.unroll * per_step:
-            return None
-        share = ceil(depth * per_step / tiles) * _per_line(arithmetic)
-        return Ahead(next_panel + tile * share, ceil(arithmetic.unroll * per_step / tiles))
-
-    def after(self, passes: Index) -> Ahead:
-        """The same share, when `passes` of it are done."""
-        return replace(self, passed=passes)
-
-
-@dataclass(frozen=True)
-class Soon:
-    """Prefetch of the lines in which a tile will be finished: those it writes, and those of its residual.
-
-    Where a map is larger than the cache they are far away, and all of a tile's are asked for at once when it ends.
-    first: offset of the tile's first output; pitch: elements from one of its pixels to the next.
-    """
-
-    views: tuple[tuple[View, bool], ...]  # with whether it is written
-    first: Index
-    pitch: int
-    pixels: int
-
-    @staticmethod
-    def plan(
-        arithmetic: Arithmetic, output: Output, first: Index, pitch: int, pixels: int, elements: int
-    ) -> Soon | None:
-        """Those of a tile in a map of `elements`; None where the cache holds the map."""
-        if output.bytes_of(elements) <= arithmetic.cache:
-            return None
-        residual = ((output.residual, False),) if output.residual else ()
-        return Soon(((output.target, True), *residual), first, pitch, pixels)
-
-
-def _per_line(arithmetic: Arithmetic) -> int:
-    return int(CACHE_LINE / arithmetic.weight_bytes)
 
 
 class Accumulators:
@@ -121,6 +57,7 @@ class Accumulators:
         length: int,
         ahead: Ahead | None = None,
         soon: Soon | None = None,
+        following: Following | None = None,
         *,
         apart: bool = False,
     ) -> None:
@@ -150,9 +87,10 @@ class Accumulators:
                 continue
             with self._kernel.loop(passes, begin) as k:
                 self._prefetch(weights, ahead, k)
-                self._fetch(fetched, k, passes)
+                self.fetch(fetched, k, passes)
                 here = _moved(starts, k * unroll)
                 self._arithmetic.multiply(rows, source, here, weights, weight_offset + k * (unroll * pitch), unroll)
+                self._follow(source, following, k)
         if rest:
             here = _moved(starts, whole * unroll)
             self._arithmetic.multiply(rows, source, here, weights, weight_offset + whole * unroll * pitch, rest)
@@ -168,11 +106,17 @@ class Accumulators:
         if ahead is None:
             return
         for line in range(ahead.lines):
-            place = ((ahead.passed + k) * ahead.lines + line) * _per_line(self._arithmetic)
+            place = ((ahead.passed + k) * ahead.lines + line) * weights_per_line(self._arithmetic)
             self._kernel.prefetch(weights, (ahead.start + place) // self._arithmetic.per_element)
 
-    def _fetch(self, soon: Soon | None, k: Index, passes: int) -> None:
-        """The lines of one pixel, or of more where there are fewer passes than pixels."""
+    def _follow(self, source: View, following: Following | None, k: Index) -> None:
+        if following is None:
+            return
+        for line in range(following.lines):
+            self._kernel.prefetch(source, following.offset(source, k, line), near=True)
+
+    def fetch(self, soon: Soon | None, k: Index, passes: int) -> None:
+        """Ask in pass k of `passes` for the lines of one pixel, or of more where there are fewer passes than pixels."""
         if soon is None:
             return
         each = ceil(soon.pixels / passes)

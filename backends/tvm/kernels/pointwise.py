@@ -10,10 +10,11 @@ import numpy as np
 from ..arithmetic import Arithmetic
 from . import packing, product_weights
 from .builder import Index, Kernel, Vector, View
-from .microkernel import Accumulators, Ahead, Soon
+from .microkernel import Accumulators
 from .output import Output
+from .prefetches import Ahead, Following, Soon
 from .shapes import Dense, Pointwise, Shape, Signature, round_up
-from .sources import Sources
+from .sources import Part, Sources
 from .tile import Blocks, Segment, Tile, Tiling, Traffic, input_blocks, is_parallel, lies_in, segments, tile_of
 
 FEW = 8  # pixels per image below which the images of a run-time batch share register tiles
@@ -24,7 +25,8 @@ class Product:
     """The matrix product behind a spec: `images` x `pixels` rows; None is the run-time extent.
 
     `pitch_in`, `pitch_out`: elements from one row to the next. `rest`: used lanes of the last vector of a plain output
-    (0: all). `depth`: the reduction in whole groups of the arithmetic, as the weights hold it.
+    (0: all). `depth`: the reduction in whole groups of the arithmetic, as the weights hold it. `far`: whether the
+    input is asked for ahead.
     """
 
     images: int | None
@@ -38,6 +40,7 @@ class Product:
     tiling: Tiling
     tile: Tile
     depth: int
+    far: bool = False
 
 
 def product(spec: Pointwise | Dense, arithmetic: Arithmetic) -> Product:
@@ -56,11 +59,14 @@ def product(spec: Pointwise | Dense, arithmetic: Arithmetic) -> Product:
         else:
             images, pixels = (None, image) if image >= FEW else (1, None)
     vectors = round_up(outputs, lanes) // lanes
-    extents = Tiling(pixels or FEW // 2, vectors)
+    moved = (pitch_in + pitch_out) * np.dtype(arithmetic.activation).itemsize * (pixels or 0)
+    far = arithmetic.asks_for_maps and moved > arithmetic.cache
+    # Where loads may not pass prefetches, LLVM spills sums of a tile that leaves no register to spare.
+    extents = Tiling(pixels or FEW // 2, vectors, reserved=int(far))
     tile = tile_of(spec, arithmetic, extents)
     depth = round_up(reduction, arithmetic.group)
     rest = pitch_out % lanes
-    return Product(images, pixels, reduction, outputs, pitch_in, pitch_out, vectors, rest, extents, tile, depth)
+    return Product(images, pixels, reduction, outputs, pitch_in, pitch_out, vectors, rest, extents, tile, depth, far)
 
 
 def tiling(spec: Pointwise | Dense, arithmetic: Arithmetic) -> Tiling:
@@ -198,6 +204,13 @@ class Nest:
         tiles, number = p.pixels // pixels, pixel // pixels
         return Ahead.plan(self.arithmetic, next_panel, p.reduction, cut.size, tiles, number)
 
+    def following(self, part: Part, pixel: Index, pixels: int) -> Following | None:
+        """What a whole tile prefetches of the next one's input."""
+        if not self.product.far or pixels != self.product.tile.pixels:
+            return None
+        first, passes = (pixel + pixels) * part.pitch, part.channels // self.arithmetic.unroll
+        return Following.plan(part.view, first, pixels * part.pitch, passes)
+
     def tile(self, image: Index, pixel: Index, pixels: int, panel: Index, cut: Segment) -> None:
         """One register tile: `pixels` rows by the vectors of one panel."""
         p, lanes = self.product, self.arithmetic.lanes
@@ -211,7 +224,8 @@ class Nest:
         for part in self.source.at(image):
             offsets, weights = [(pixel + i) * part.pitch for i in range(pixels)], here + part.first * (cut.size * lanes)
             passed = ahead and ahead.after(part.first // self.arithmetic.unroll)
-            tile.accumulate(part.view, offsets, self.weights, weights, part.channels, passed, soon)
+            following = self.following(part, pixel, pixels)
+            tile.accumulate(part.view, offsets, self.weights, weights, part.channels, passed, soon, following)
             soon = None  # they were asked for with the first part
         self.store(tile, self.output.at(image), pixel, channel, cut)
 

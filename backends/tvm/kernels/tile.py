@@ -12,6 +12,7 @@ from ..arithmetic import Arithmetic
 from ..arithmetic.tir import T
 from .builder import Index, smallest
 from .epilogues import Finish
+from .shapes import round_up
 
 # Multiply-adds below which waking the other threads costs more than they save (about 10 microseconds of one core).
 WORTH_THREADS = 500_000
@@ -50,6 +51,7 @@ class Tiling:
     """What the register tiles of a kernel have to cover, and what else its registers hold.
 
     `reserved` registers per vector are kept free, and `totals` per accumulator. Vectors come in whole `multiple`s.
+    whole: a tile that reaches beyond the last pixel is computed all the same, not a smaller one.
     """
 
     pixels: int
@@ -57,6 +59,7 @@ class Tiling:
     reserved: int = 0
     totals: int = 0
     multiple: int = 1
+    whole: bool = False
 
     def fits(self, tile: Tile, arithmetic: Arithmetic) -> bool:
         """Whether a tile lies within the extents and the registers."""
@@ -68,9 +71,10 @@ class Tiling:
 
     def time(self, tile: Tile, arithmetic: Arithmetic) -> float:
         """Estimated time of one k step of all tiles, tails included, in multiply-adds at peak rate."""
+        pixels = round_up(self.pixels, tile.pixels) if self.whole else self.pixels
         cut = [
             (rows.count * columns.count, rows.size, columns.size)
-            for rows in segments(self.pixels, tile.pixels)
+            for rows in segments(pixels, tile.pixels)
             for columns in segments(self.vectors, tile.vectors)
         ]
         return sum(count * arithmetic.time(p, v) for count, p, v in cut) * (1 + TAIL_COST * (len(cut) - 1))

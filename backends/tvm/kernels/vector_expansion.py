@@ -14,8 +14,9 @@ from ..arithmetic import Arithmetic
 from . import depthwise, pointwise, product_weights
 from .builder import Index, Kernel, Vector, View
 from .expansion import Expansion, Fill, pointwise_of
-from .microkernel import Accumulators, Ahead
+from .microkernel import Accumulators
 from .output import Output
+from .prefetches import Ahead
 from .shapes import ExpandDepthwise, Signature, round_up
 from .tile import Segment, Tile, Tiling, segments, tile_of
 

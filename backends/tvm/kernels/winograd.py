@@ -18,8 +18,9 @@ from ..arithmetic import Arithmetic
 from ..arithmetic.tir import T
 from . import packing, product_weights, winograd_fresh
 from .builder import Index, Kernel, Vector, View, smallest
-from .microkernel import Accumulators, Ahead
+from .microkernel import Accumulators
 from .output import Output
+from .prefetches import Ahead
 from .shapes import Signature, Winograd
 from .sources import Part, Sources
 from .tile import Tiling, is_parallel, segments

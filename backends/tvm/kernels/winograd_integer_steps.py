@@ -9,8 +9,9 @@ from typing import NamedTuple
 from ..arithmetic import Integers
 from ..arithmetic.arm_words import words
 from .builder import Index, Kernel, Vector, View
-from .microkernel import Accumulators, Ahead, halved
+from .microkernel import Accumulators, halved
 from .output import Output
+from .prefetches import Ahead
 from .shapes import IntegerWinograd, round_up
 from .tile import segments
 from .winograd_integer_plan import Block, Group, Plan, Region

@@ -1,12 +1,14 @@
 """Pointwise and dense kernels against PyTorch in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from planish.backends.tvm.kernels import Dense, Epilogue, Pointwise, describe
 
-from .conftest import close
+from .conftest import Runner, close
 
 # batch, height, width, in, out: odd channels, tails in pixels and vectors, one pixel, more than one image
 POINTWISE = [
@@ -50,6 +52,17 @@ def test_the_residual_is_added_before_or_after_the_activation(runner, order):
     y = F.conv2d(x.double(), weight.double(), bias.double())
     wanted = (y + added).clamp(0, 6) if order == "before" else y.clamp(0, 6) + added
     close(got, wanted, 12)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(32, 16), (19, 70), (3, 20)])
+def test_a_map_larger_than_the_cache_gives_the_same(widest, inputs, outputs):
+    """Prefetches and narrower tiles change no sum."""
+    spec, x = Pointwise(1, 13, 11, inputs, outputs, Epilogue("relu")), torch.randn(1, inputs, 13, 11)
+    weight, bias = torch.randn(outputs, inputs, 1, 1), torch.randn(outputs)
+    small = Runner(replace(widest.machine, arithmetic=replace(widest.arithmetic, cache=1024)))
+    got = small.images(spec, x, weight, bias)
+    close(got, F.relu(F.conv2d(x.double(), weight.double(), bias.double())), inputs)
+    assert torch.equal(got, widest.images(spec, x, weight, bias))
 
 
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 100, 1000), (5, 33, 17), (64, 48, 200), (7, 3, 5)])

@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 from planish.backends.tvm.arithmetic import NeonFp32, X86Fp32
 from planish.backends.tvm.kernels import Window
 from planish.backends.tvm.kernels.depthwise import tile_columns
-from planish.backends.tvm.kernels.tile import Tile, Traffic, cut_blocks, input_blocks, register_tile, segments
+from planish.backends.tvm.kernels.tile import (
+    Tile,
+    Tiling,
+    Traffic,
+    candidates,
+    cut_blocks,
+    input_blocks,
+    register_tile,
+    segments,
+)
 from planish.backends.tvm.kernels.window import by_input, cut_columns, input_column, rows_on_image
 
 MACHINES = [X86Fp32(16, 32), X86Fp32(8, 16), X86Fp32(4, 16), NeonFp32(4, 32)]
@@ -29,6 +38,14 @@ def test_known_shapes_get_the_tiles_that_measured_best():
     assert register_tile(avx512, 49, 12) == Tile(7, 3)
     assert register_tile(avx512, 196, 30) == Tile(14, 2)
     assert register_tile(avx512, 1, 63).vectors >= 16
+
+
+def test_tiles_that_are_computed_whole_leave_little_over():
+    """49 tiles of a Winograd kernel: 14 at a time would be 56."""
+    avx512 = X86Fp32(16, 32)
+    assert candidates(Tiling(49, 8), avx512)[0] == Tile(14, 2)
+    assert candidates(Tiling(49, 8, whole=True), avx512)[0] == Tile(7, 3)
+    assert Tiling(49, 8, whole=True).time(Tile(14, 2), avx512) == Tiling(56, 8).time(Tile(14, 2), avx512)
 
 
 @given(extent=st.integers(1, 500), size=st.integers(1, 60))
