@@ -62,21 +62,21 @@ def prim_func(spec: Flat, arithmetic: Arithmetic) -> Any:
         source, target, numbers = given.sources[0], given.target, given.weights[0]
         rows: Any = spec.rows or given.batch
         with kernel.loop(rows, parallel=parallel) as row:
+            assert isinstance(arithmetic, Integers)
             if isinstance(spec, FlatQuantize):
                 _quantize(kernel, arithmetic, source, target, numbers, row * spec.width, spec.width)
             else:
-                assert isinstance(arithmetic, Integers)
                 _look_up(kernel, arithmetic, source, target, numbers, row * spec.width, spec.width)
     return kernel.prim_func
 
 
 def _quantize(
-    kernel: Kernel, arithmetic: Arithmetic, source: View, target: View, numbers: View, start: Index, width: int
+    kernel: Kernel, arithmetic: Integers, source: View, target: View, numbers: View, start: Index, width: int
 ) -> None:
     lanes, kind = arithmetic.lanes, arithmetic.activation
 
     def vector(place: Index) -> None:
-        value = quantized(Steps(lanes, numbers), source.vector(place, lanes))
+        value = quantized(Steps(lanes, numbers), arithmetic, source.vector(place, lanes))
         target.store(place, T.cast(value, f"{kind}x{lanes}"), lanes)
 
     def one(place: Index) -> None:
