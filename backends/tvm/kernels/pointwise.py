@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -195,14 +196,13 @@ class Nest:
         elif rest:
             self.tile(image, first, rest, panel, cut)
 
-    def ahead(self, here: Index, pixel: Index, pixels: int, cut: Segment) -> Ahead | None:
-        """What a whole tile prefetches of the next panel."""
-        p, tile = self.product, self.product.tile
-        if p.pixels is None or pixels != tile.pixels:
+    def ahead(self, here: Index, pixel: Index, cut: Segment) -> Ahead | None:
+        """What a tile prefetches of the next panel; the last one, which may be smaller, takes its share too."""
+        p, size = self.product, self.product.tile.pixels
+        if p.pixels is None:
             return None
         next_panel = here + p.depth * cut.size * self.arithmetic.lanes
-        tiles, number = p.pixels // pixels, pixel // pixels
-        return Ahead.plan(self.arithmetic, next_panel, p.reduction, cut.size, tiles, number)
+        return Ahead.plan(self.arithmetic, next_panel, p.reduction, cut.size, ceil(p.pixels / size), pixel // size)
 
     def following(self, part: Part, pixel: Index, pixels: int) -> Following | None:
         """What a whole tile prefetches of the next one's input."""
@@ -218,7 +218,7 @@ class Nest:
         tile = Accumulators(self.kernel, self.arithmetic, pixels, cut.size)
         tile.start(self.bias, channel)
         here = channel * p.depth
-        ahead = self.ahead(here, pixel, pixels, cut)
+        ahead = self.ahead(here, pixel, cut)
         output, first = self.output.at(image), pixel * p.pitch_out + channel
         soon = Soon.plan(self.arithmetic, output, first, p.pitch_out, pixels, (p.pixels or 0) * p.pitch_out)
         for part in self.source.at(image):

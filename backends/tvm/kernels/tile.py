@@ -82,14 +82,14 @@ class Tiling:
 
 @cache
 def candidates(tiling: Tiling, arithmetic: Arithmetic) -> tuple[Tile, ...]:
-    """All tiles that fit, that of the least estimated time first."""
+    """All that fit, that of the least estimated time first; of equals the smallest, whose last tile differs least."""
     tiles = (
         Tile(p, v)
         for p in range(1, min(tiling.pixels, WIDEST) + 1)
         for v in range(1, min(tiling.vectors, arithmetic.registers) + 1)
     )
     fitting = [tile for tile in tiles if tiling.fits(tile, arithmetic)]
-    return tuple(sorted(fitting, key=lambda tile: tiling.time(tile, arithmetic)))
+    return tuple(sorted(fitting, key=lambda tile: (round(tiling.time(tile, arithmetic), 6), tile.pixels)))
 
 
 def register_tile(
