@@ -132,7 +132,7 @@ class _ScaledNest(pointwise.Nest):
         totals = Accumulators(self.kernel, self.arithmetic, pixels, cut.size)
         (source,), run, stored = self.source, p.reduction // self.groups, p.depth // self.groups
         here = channel * p.depth
-        ahead = self.ahead(here, pixel, pixels, cut) if self.groups == 1 else None
+        ahead = self.ahead(here, pixel, cut) if self.groups == 1 else None
         if self.groups > 1:
             totals.start(self.bias, channel)
         with self.kernel.loop(self.groups) as group:
