@@ -28,6 +28,7 @@ class Smlal(Arithmetic):
     unroll: ClassVar[int] = 8
 
     ends_apart: ClassVar[bool] = True  # the last pass stands behind the loop, among the stores of the sums
+    copied: ClassVar[int] = 64  # bytes in a pass of a loop that copies
 
     def multiply(
         self,
@@ -79,6 +80,7 @@ class Vmlal(Smlal):
     name: ClassVar[str] = "vmlal"
     unroll: ClassVar[int] = 4
     ends_apart: ClassVar[bool] = False
+    copied: ClassVar[int] = 16
 
     def registers_used(self, pixels: int, vectors: int) -> int:
         """None to spare: loads fill halves."""

@@ -11,13 +11,13 @@ from .builder import Index, Kernel, View
 from .sources import Part, Sources
 
 WIDE = 16  # bytes that are copied at a time
-TOGETHER = 4  # such pieces in a pass: of a loop over single ones LLVM makes a call of memcpy, whose loop is that again
 
 
 @dataclass(frozen=True)
 class Border:
     """height, width: of the map; pitch: bytes of a pixel; padding: (top, bottom, left, right) in pixels, whose bytes
-    are `filler`."""
+    are `filler`; copied: bytes in a pass of a loop. Of one that copies sixteen LLVM makes a call of memcpy, which again
+    copies sixteen in a pass; more take registers of the loops around it."""
 
     kernel: Kernel
     height: int
@@ -25,6 +25,7 @@ class Border:
     pitch: int
     padding: tuple[int, int, int, int]
     filler: Any
+    copied: int
 
     @property
     def line(self) -> int:
@@ -60,12 +61,12 @@ class Border:
 
     def _runs(self, count: int) -> Iterator[tuple[Index, int]]:
         """(first byte, how many) of the vectors of a run; pixels are whole vectors of four bytes or more."""
-        passes = count // (TOGETHER * WIDE)
+        passes = count // self.copied
         if passes:
             with self.kernel.loop(passes) as i:
-                for piece in range(TOGETHER):
-                    yield (i * TOGETHER + piece) * WIDE, WIDE
-        at = passes * TOGETHER * WIDE
+                for piece in range(0, self.copied, WIDE):
+                    yield i * self.copied + piece, WIDE
+        at = passes * self.copied
         while at < count:
             lanes = WIDE if count - at >= WIDE else 4
             yield at, lanes

@@ -94,7 +94,8 @@ def prim_func(spec: IntegerWinograd, arithmetic: Integers) -> Any:
         p = plan(spec, arithmetic)
         source = Sources.of(given.sources, spec.parts, p.pitch_in, p.pitch_in)
         zero = output.constants.scalar(int(Constant.ZERO_OWN)).astype(arithmetic.activation)
-        border = Border(kernel, spec.height, spec.width, p.pitch_in, _padding(spec, p), zero)
+        copied = words(arithmetic).copied
+        border = Border(kernel, spec.height, spec.width, p.pitch_in, _padding(spec, p), zero, copied)
         packed, starts = given.weights[:2]
         nest = _Nest(kernel, arithmetic, spec, p, source, border, packed, starts, output)
         batch = spec.batch or given.batch
