@@ -188,6 +188,7 @@ class Integers(Arithmetic):
     saturates: ClassVar[bool] = False  # in fewer instructions than it holds bytes between ends
     reads_runs: ClassVar[bool] = False  # of a residual as many bytes at a time as it writes
     adds_whole: ClassVar[bool] = False  # residuals by whole factors: `stored_sum`
+    reads_bounds: ClassVar[bool] = False  # of real numbers, and so needs fewer instructions: `stored_bounded`
     joins_pixels: ClassVar[bool] = False  # whether it is worth it to take them from several pixels
     takes_any_byte: ClassVar[bool] = True  # as a weight, -128 too, in the order of `panels`: so may be activations
     fills_registers: ClassVar[bool] = False  # with bytes that are only compared: four times its lanes
@@ -233,6 +234,10 @@ class Integers(Arithmetic):
         low, high, zero_point: float32 scalars; the sums lie within the range of the activations.
         """
         raise NotImplementedError
+
+    def stored_bounded(self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any, *, saturates: bool) -> Any:
+        """`stored_bytes` of vectors that lie within int32. saturates: low and high are those of the bytes."""
+        return self.stored_bytes(reals, low, high, zero_point)
 
     def stored_saturated(self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any) -> Any:
         """`stored_bytes` where low and high are those of the bytes."""

@@ -38,6 +38,8 @@ class X86Integers(Integers):
     lowest: ClassVar[float] = 0.0
     together: ClassVar[int] = 4
     joins_pixels: ClassVar[bool] = True
+    reads_bounds: ClassVar[bool] = True
+    saturates: ClassVar[bool] = True
 
     def stored_bytes(self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any) -> Any:
         """Packing saturates, so that only what is too large for int32 has to be held back before.
@@ -49,17 +51,34 @@ class X86Integers(Integers):
         if count == 1:
             steps = T.max(whole[0], T.broadcast(T.cast(low, "int32"), lanes))
             return T.cast(steps + T.broadcast(T.cast(zero_point, "int32"), lanes), f"uint8x{lanes}")
+        packed = self._packed(whole, zero_point, saturating=False)
+        return T.max(packed, T.broadcast(T.cast(low + zero_point, "uint8"), count * lanes))
+
+    def stored_bounded(self, reals: Sequence[Any], low: Any, high: Any, zero_point: Any, *, saturates: bool) -> Any:
+        """Every step saturates, and ends within those of the bytes are kept last, for all vectors at a time."""
+        if len(reals) == 1:
+            return self.stored_bytes(reals, low, high, zero_point)
+        packed = self._packed([self._rounded(real) for real in reals], zero_point, saturating=True)
+        if saturates:
+            return packed
+        ends = [T.broadcast(T.cast(end + zero_point, "uint8"), len(reals) * self.lanes) for end in (low, high)]
+        return T.max(T.min(packed, ends[1]), ends[0])
+
+    def _packed(self, whole: Sequence[Any], zero_point: Any, *, saturating: bool) -> Any:
+        """Two or four vectors of int32 as bytes in their order. The zero point is added to int16."""
+        lanes, count = self.lanes, len(whole)
         pack, offset = _PACKING[lanes], T.broadcast(T.cast(zero_point, "int16"), 2 * lanes)
-        halves = [
-            T.call_llvm_pure_intrin(f"int16x{2 * lanes}", pack.to_int16, *whole[i : i + 2]) + offset
-            for i in range(0, count, 2)
-        ]
+        kind = f"int16x{2 * lanes}"
+        steps = [T.call_llvm_pure_intrin(kind, pack.to_int16, *whole[i : i + 2]) for i in range(0, count, 2)]
+        if saturating:
+            halves = [T.call_llvm_pure_intrin(kind, "llvm.sadd.sat", each, offset) for each in steps]
+        else:
+            halves = [each + offset for each in steps]
         # Every 128 bits hold four bytes of each vector in turn.
         packed = T.call_llvm_pure_intrin(f"uint8x{4 * lanes}", pack.to_bytes, halves[0], halves[-1])
         order = [4 * part + vector for vector in range(count) for part in range(lanes // 4)]
         in_order = T.Shuffle([T.reinterpret(packed, dtype=f"int32x{lanes}")], order)
-        lowest = T.broadcast(T.cast(low + zero_point, "uint8"), count * lanes)
-        return T.max(T.reinterpret(in_order, dtype=f"uint8x{count * lanes}"), lowest)
+        return T.reinterpret(in_order, dtype=f"uint8x{count * lanes}")
 
     def _rounded(self, real: Any) -> Any:
         pack = _PACKING[self.lanes]

@@ -60,6 +60,12 @@ def has_whole_sum(constants: np.ndarray, activation: str) -> bool:
     return bool(constants[Constant.ROUNDER_OF_SUM]) and residual_fits(constants, activation)
 
 
+def are_bounded(arrays: list[Any]) -> bool:
+    """Whether no sum leaves int32 when it is multiplied, as `Requantize.bounded` says. arrays: as `with_small_sums`
+    takes them."""
+    return bool((np.abs(arrays[2]) < 1).all())
+
+
 def with_small_sums(arrays: list[Any], activation: str) -> list[Any] | None:
     """Arrays of a product of the same bytes whose sums are small, as `Requantize.small` says; None if there are none.
 

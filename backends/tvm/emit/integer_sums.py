@@ -34,7 +34,7 @@ from ..kernels import (
 from . import concatenation, transposed
 from .batched_products import emit_integers
 from .fuse_integers import IntegerPair, IntegerSum, is_depthwise, is_pointwise, window
-from .integer_bounds import has_whole_sum, residual_fits, sum_ends, with_small_sums
+from .integer_bounds import are_bounded, has_whole_sum, residual_fits, sum_ends, with_small_sums
 from .integer_calls import keep, operands, whole_extents
 from .integer_numbers import arrays_of, constants_of, grid_of, stored_zero
 from .rows import Rows
@@ -191,6 +191,8 @@ def _finished(emitter: Emitter, kernel: IntegerSum, zero_point: int) -> tuple[Re
         epilogue = replace(epilogue, saturates=(grid.low, grid.high) == (ends.min, ends.max))
     if arithmetic.adds_whole and kernel.residual is not None:
         epilogue = replace(epilogue, whole=has_whole_sum(arrays[3], arithmetic.activation))
+    if arithmetic.reads_bounds:
+        epilogue = replace(epilogue, bounded=are_bounded(arrays))
     if not arithmetic.reads_small_sums or not residual_fits(arrays[3], arithmetic.activation):
         return epilogue, arrays
     small = with_small_sums(arrays, arithmetic.activation)

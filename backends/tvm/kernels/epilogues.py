@@ -42,7 +42,8 @@ class Requantize:
     that every step that it makes, with the residual too, lies within int16. `saturates`: the ends of the grid that is
     stored are those of the bytes, so that it is enough to saturate. `even`: of small sums, that the zero point of that
     grid is even: it may be added before a step is rounded, and a tie goes to the same side. `whole`: the factors of the
-    addition are whole numbers times a power of two (`Addition.whole`), and its steps lie within int16.
+    addition are whole numbers times a power of two (`Addition.whole`), and its steps lie within int16. `bounded`: every
+    factor is below 1, so that no sum leaves int32 when it is multiplied.
     """
 
     residual: str | None = None
@@ -50,6 +51,7 @@ class Requantize:
     saturates: bool = False
     even: bool = False
     whole: bool = False
+    bounded: bool = False
 
     def __post_init__(self) -> None:
         check_word("requantize residual", self.residual, (None, "after"))

@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 
 from ..arithmetic import Amx
-from . import packing, product_weights
-from .builder import Index, Kernel, View
+from . import matrix_order, packing, product_weights
+from .builder import Index, Kernel, View, smallest
+from .matrix_block import Block
 from .matrix_copy import Copy
 from .matrix_plan import MatrixPlan, plan
-from .matrix_tiles import Block, Tiles
+from .matrix_tiles import Tiles
 from .output import Output
 from .shapes import Dense, DirectConv, Pointwise, Shape, Signature
 from .sources import Sources
-from .tile import is_parallel, lies_in, segments
+from .tile import Segment, is_parallel
 
 Product = Pointwise | Dense | DirectConv
 
@@ -135,21 +136,25 @@ class Nest:
     output: Output
 
     def emit(self, images: Index) -> None:
-        """Images, blocks of lines, shares of the panels; inside, panels of outputs and groups of tiles."""
+        """Images, blocks of lines, shares of the panels; inside, whole panels and then what is left."""
         p, kernel = self.plan, self.kernel
-        panels = list(segments(p.vectors, p.wide))
-        count = sum(panel.count for panel in panels)
+        whole, rest = divmod(p.vectors, p.wide)
+        count = whole + bool(rest)
         parts, shares = p.blocks(self.arithmetic, count, self.output.bytes_of(p.outputs))
+        groups = p.groups(parts.size)
         parallel = is_parallel(self.arithmetic, p.rows * p.row_pixels * p.vectors * p.panel_bytes)
         with kernel.grid(images, parts.count, shares.count, parallel=parallel) as (image, part, share):
             first, mine = parts[part]
-            first_panel, my_panels = shares[share]
+            panel, panels = shares[share]
             tiles = Tiles.of(kernel, self.arithmetic, p, self.weights, self.bias)
             block = self.block(image, first, mine, parts.size)
-            with kernel.loop(my_panels, first_panel) as panel:
-                for cut in panels:
-                    with kernel.when(lies_in(panel, cut, p.wide, count)):
-                        tiles.lines(block, first, mine, panel * p.wide, cut.size, parts.size)
+            if whole:
+                matrix_order.emit(
+                    tiles, block, Segment(panel * p.wide, smallest(panels, whole - panel), p.wide), groups
+                )
+            if rest:
+                with kernel.when(shares.count == 1 or share == shares.count - 1):
+                    matrix_order.emit(tiles, block, Segment(whole * p.wide, 1, rest), groups)
             tiles.unit.release()
 
     def block(self, image: Index, first: Index, mine: Index, rows: int) -> Block:
@@ -158,8 +163,8 @@ class Nest:
         source, output = self.source.at(image), self.output.at(image)
         if not p.copied:
             (whole,) = source
-            return Block(whole.view, 0, output)
+            return Block(p, whole.view, 0, output, first, mine)
         top = first * p.window.stride[0]
         copy = self.kernel.workspace(p.lines(rows) * p.line_pixels * p.channels, "uint8")
         Copy(self.kernel, p, source, copy, self.padding, self.arithmetic.lanes).emit(top, p.lines(mine))
-        return Block(copy, top * (-p.line_pixels * p.in_pitch), output)
+        return Block(p, copy, top * (-p.line_pixels * p.in_pitch), output, first, mine)

@@ -11,17 +11,18 @@ from typing import Any
 import numpy as np
 
 from ..arithmetic import Amx
-from . import matrix_conv, matrix_plan, product_weights
+from . import matrix_conv, matrix_order, matrix_plan, product_weights
 from .builder import Index, Kernel, View
 from .expansion import Expansion, Fill, pointwise_of
+from .matrix_block import Block
 from .matrix_plan import MatrixPlan
-from .matrix_tiles import Block, Tiles
+from .matrix_tiles import Tiles
 from .output import Output
 from .shapes import Signature, round_up
 from .tile import Segment, segments
 
 PANEL = 4  # vectors: their part of the ring, and their weights, stay in the first-level cache
-FEWEST_PIXELS = 28  # that fill two tiles well
+FEWEST_PIXELS = 112
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,9 @@ class MatrixExpansion(Expansion):
             integers = product_weights.together(how, self.spec.expand)
             output = Output(kernel, how, self.spec.expand, ring, None, multiplier, constants, integers)
             place = self.line(y, 0, cut) - first * p.vector_pitch
-            block = Block(source.at(image), y * (self.spec.width * p.in_pitch), output, place)
+            block = Block(p, source.at(image), y * (self.spec.width * p.in_pitch), output, 0, p.rows, place)
             for part in segments(cut.size, p.wide):
-                with kernel.loop(part.count) as number:
-                    tiles.lines(block, 0, p.rows, first + part.start + number * p.wide, part.size)
+                matrix_order.emit(tiles, block, replace(part, start=first + part.start), p.groups(p.rows))
 
         yield fill
         tiles.unit.release()

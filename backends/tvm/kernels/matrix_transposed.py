@@ -25,9 +25,9 @@ def plan(spec: TransposedConv, arithmetic: Amx) -> MatrixPlan:
     """Of the convolution. Vectors that are summed together are of one phase."""
     inner, lanes = transposed.convolution(spec, arithmetic), arithmetic.lanes
     pitch = round_up(spec.out_channels, lanes)
-    found = replace(matrix_plan.plan(inner, lanes), out_pitch=pitch, phases=spec.stride)
+    found = replace(matrix_plan.of_lines(inner, lanes), out_pitch=pitch, phases=spec.stride)
     if pitch // lanes % found.wide:
-        tall, wide = matrix_plan.shape(found.rows, 1)
+        tall, wide = matrix_plan.shape(found.tiles(found.rows), 1, found.size)
         return replace(found, tall=tall, wide=wide)
     return found
 

@@ -200,7 +200,9 @@ def finish_together(
         centered = [value for other in residuals for value in arithmetic.centered(other, zero, length)]
         reals = [grid.total(own, other) for own, other in zip(steps, centered, strict=True)]
         low, high = Constant.LOW_OF_SUM, Constant.HIGH_OF_SUM
-    bounds = (constant.scalar(int(each)) for each in (low, high, Constant.ZERO_POINT))
+    bounds = [constant.scalar(int(each)) for each in (low, high, Constant.ZERO_POINT)]
+    if arithmetic.reads_bounds and (residuals or epilogue.bounded):
+        return arithmetic.stored_bounded(reals, *bounds, saturates=epilogue.saturates)
     if epilogue.small:
         return arithmetic.stored_small(reals, *bounds, saturates=epilogue.saturates, even=epilogue.even)
     if epilogue.saturates and not residuals:
