@@ -25,6 +25,8 @@ class Values(dict):
         self._parts: dict[fx.Node, tuple[Sequence[fx.Node], Callable[[], relax.Expr]]] = {}
 
     def __missing__(self, node: fx.Node) -> relax.Expr:
+        if not self.is_packed(node):
+            raise KeyError(node)
         plain = self[node] = self._to_plain(node, self.packed(node))
         return plain
 

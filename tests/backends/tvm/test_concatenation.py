@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import planish
-from planish.backends.tvm.build import compile_model
+from planish.backends.tvm.build import compile_model, lower, storage_bytes
 from planish.backends.tvm.relax import to_relax
 from planish.ir.graph import Graph
 from planish.ir.specialize import fix_batch
@@ -75,3 +75,13 @@ def test_copies(join, copies):
     assert sum("concat" in layer.kernel for layer in model.layers) == copies
     whole = not any(getattr(spec, "parts", ()) for spec, _ in model.specs.values())
     assert whole is bool(copies)
+
+
+def test_memory_holds_no_copy():
+    """Less than the parts and a copy of them together, for one image of 12 x 20 pixels; where there is one, no less."""
+    target, both = planish.Target.get("raspberry-pi-4"), 12 * 20 * (16 + 48) * 4
+
+    def held(join: Callable[[Skip, torch.Tensor], object]) -> int:
+        return storage_bytes(lower(to_relax(fix_batch(graph_of(join)[0], 1), target), target))
+
+    assert held(lambda m, both: m.point(both)) < 2 * both <= held(lambda m, both: m.apart(both))
