@@ -62,8 +62,7 @@ def product(spec: Pointwise | Dense, arithmetic: Arithmetic) -> Product:
     vectors = round_up(outputs, lanes) // lanes
     moved = (pitch_in + pitch_out) * np.dtype(arithmetic.activation).itemsize * (pixels or 0)
     far = arithmetic.asks_for_maps and moved > arithmetic.cache
-    # Where loads may not pass prefetches, LLVM spills sums of a tile that leaves no register to spare.
-    extents = Tiling(pixels or FEW // 2, vectors, reserved=int(far))
+    extents = Tiling(pixels or FEW // 2, vectors, far=far)
     tile = tile_of(spec, arithmetic, extents)
     depth = round_up(reduction, arithmetic.group)
     rest = pitch_out % lanes

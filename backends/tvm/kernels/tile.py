@@ -17,6 +17,10 @@ from .shapes import round_up
 # Multiply-adds below which waking the other threads costs more than they save (about 10 microseconds of one core).
 WORTH_THREADS = 500_000
 TAIL_COST = 0.01  # of a kernel's time for each further loop body: its code has to be fetched too
+MISSES = 16  # cache lines that an x86 core waits for at a time
+# Of the time where a map comes from beyond the cache: for more rows than that, or for no register to spare, since LLVM,
+# which moves no load across a prefetch, then spills sums.
+FAR_COST = 0.1
 WIDEST = 28  # pixels: beyond it the registers of every CPU spill
 
 
@@ -51,7 +55,8 @@ class Tiling:
     """What the register tiles of a kernel have to cover, and what else its registers hold.
 
     `reserved` registers per vector are kept free, and `totals` per accumulator. Vectors come in whole `multiple`s.
-    whole: a tile that reaches beyond the last pixel is computed all the same, not a smaller one.
+    whole: a tile that reaches beyond the last pixel is computed all the same, not a smaller one. far: the input is
+    asked for ahead, from beyond the cache.
     """
 
     pixels: int
@@ -60,6 +65,7 @@ class Tiling:
     totals: int = 0
     multiple: int = 1
     whole: bool = False
+    far: bool = False
 
     def fits(self, tile: Tile, arithmetic: Arithmetic) -> bool:
         """Whether a tile lies within the extents and the registers."""
@@ -77,7 +83,13 @@ class Tiling:
             for rows in segments(pixels, tile.pixels)
             for columns in segments(self.vectors, tile.vectors)
         ]
-        return sum(count * arithmetic.time(p, v) for count, p, v in cut) * (1 + TAIL_COST * (len(cut) - 1))
+        time = sum(count * arithmetic.time(p, v) for count, p, v in cut) * (1 + TAIL_COST * (len(cut) - 1))
+        return time * (1 + FAR_COST) if self.far and not self.suits_far(tile, arithmetic) else time
+
+    def suits_far(self, tile: Tile, arithmetic: Arithmetic) -> bool:
+        """Whether a tile leaves registers to spare, and its rows can be waited for together."""
+        spare = arithmetic.registers - arithmetic.registers_used(tile.pixels, tile.vectors)
+        return spare >= tile.vectors and tile.pixels <= MISSES
 
 
 @cache

@@ -48,6 +48,14 @@ def test_tiles_that_are_computed_whole_leave_little_over():
     assert Tiling(49, 8, whole=True).time(Tile(14, 2), avx512) == Tiling(56, 8).time(Tile(14, 2), avx512)
 
 
+def test_tiles_of_far_maps_leave_registers_and_wait_for_few_rows():
+    avx512 = X86Fp32(16, 32)
+    assert candidates(Tiling(3136, 16), avx512)[0] == Tile(14, 2)
+    assert candidates(Tiling(3136, 16, far=True), avx512)[0] == Tile(13, 2)
+    assert candidates(Tiling(12544, 1), avx512)[0] == Tile(28, 1)
+    assert candidates(Tiling(12544, 1, far=True), avx512)[0] == Tile(16, 1)
+
+
 @given(extent=st.integers(1, 500), size=st.integers(1, 60))
 def test_segments_cover_an_extent_once(extent, size):
     covered = [s.start + i * s.size + j for s in segments(extent, size) for i in range(s.count) for j in range(s.size)]
