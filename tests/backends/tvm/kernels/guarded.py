@@ -13,7 +13,7 @@ import numpy as np
 import tvm
 import tvm_ffi
 from conftest import best_integer_machines, machines
-from portable import PortableSmull
+from portable import PortableSdot, PortableSmull
 
 from planish.backends.tvm.arithmetic import Arithmetic, with_stored_weights
 from planish.backends.tvm.build import TIR_PIPELINE
@@ -101,6 +101,20 @@ WORDS: list[Spec] = [
     IntegerWinograd(1, 18, 22, 9, 7, (0, 0, 0, 0)),
     IntegerWinograd(1, 17, 16, 3, 12, (3, 3, 3, 3), REQUANTIZED, 7, 2),
 ]
+# With ARM's products of rows: windows whose rows are zipped or woven, columns that are packed, residuals read as runs.
+FIVE = Window((5, 5), (2, 2), (1, 2, 1, 2))
+ROWS: list[Spec] = [
+    Depthwise(1, 9, 15, 20, SAME, REQUANTIZED),
+    Depthwise(1, 10, 10, 20, FIVE, Requantize(), True),
+    Depthwise(2, 3, 2, 8, Window((3, 1), padding=(2, 2, 0, 0)), Requantize()),
+]
+DOTS: list[Spec] = [
+    *ROWS,
+    DirectConv(2, 17, 18, 3, 36, Window((7, 7), (2, 2), (3, 3, 3, 3)), epilogue=REQUANTIZED),
+    DirectConv(1, 6, 5, 1, 40, Window((5, 4), (2, 1), (6, 6, 5, 5)), epilogue=Requantize()),
+    DirectConv(1, 9, 11, 20, 40, Window((3, 3), (2, 2), (0, 1, 0, 1)), epilogue=REQUANTIZED),
+    Pointwise(1, 7, 7, 69, 70, REQUANTIZED),
+]
 PAGE = mmap.PAGESIZE
 ALIGNMENT = 64  # of every buffer that TVM or PyTorch hands to a kernel
 
@@ -152,9 +166,13 @@ def main() -> None:
     for machine in best_integer_machines():
         for spec in BYTES:
             run(spec, machine.arithmetic, machine.target())
-    for spec in WORDS:
-        run(spec, PortableSmull(4, 32), list(machines().values())[-1].target())
-    print(f"{len(SPECS) + len(BYTES) + len(WORDS) + sum(map(len, PACKED.values()))} kernels stayed inside")
+    here = list(machines().values())[-1].target()
+    for spec in WORDS + ROWS:
+        run(spec, PortableSmull(4, 32), here)
+    for spec in DOTS:
+        run(spec, PortableSdot(4, 32), here)
+    count = sum(map(len, (SPECS, BYTES, WORDS, ROWS, DOTS, *PACKED.values())))
+    print(f"{count} kernels stayed inside")
 
 
 if __name__ == "__main__":
