@@ -12,8 +12,8 @@ from .portable import PortableSdot
 from .test_integers import Case, check_conv
 
 SEVEN = Window((7, 7), (2, 2), (3, 3, 3, 3))
-# batch, height, width, channels, outputs, window; and words that are packed once more, of columns that leave three bytes,
-# two, one, three beside the image, none, none, three.
+# batch, height, width, channels, outputs, window; and words that are packed once more. Columns leave three bytes, two,
+# one, three beside the image, none, none, three.
 SHAPES = {
     "stem": ((None, 17, 18, 3, 36, SEVEN), 7),
     "two channels": ((2, 13, 19, 2, 36, SEVEN), 7),
