@@ -1,4 +1,5 @@
-"""TIR kernels: one module per family, each with `prim_func`, `pack`, `signature` and `describe`.
+"""TIR kernels: one module per family, each with `prim_func`, `pack`, `signature` and `describe`, and with `takes_parts`
+where its input may lie in several maps.
 
 A kernel is f(inputs..., weights..., [residual], output), in destination style. The functions here find the family of a
 spec and call it.
