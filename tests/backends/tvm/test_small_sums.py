@@ -1,10 +1,12 @@
-"""Sums on a core with the dot product: floats by their bits, also where they leave 22 bits; residuals."""
+"""Sums and residuals on ARM. With the dot product sums are floats by their bits, also where they leave 22 bits; without
+it residuals are added as whole numbers."""
 
 import pytest
 import torch
 from torch import nn
 
 import planish
+from planish.backends.tvm.arithmetic import Smull
 from planish.backends.tvm.emit.integer_bounds import LARGEST_SUM, sum_ends
 from planish.ir.ops import arguments
 
@@ -45,15 +47,25 @@ def graph() -> planish.Graph:
     return planish.Pipeline.parse(RECIPE).run(planish.capture(model, (x,)), planish.Context(data=[x / 10])).graph
 
 
-def test_the_bytes_of_the_contract(graph):
-    compiled = planish.compile(graph, recipe="", batch=1, target="raspberry-pi-5")
+def spied(monkeypatch) -> list:
+    """An entry for each addition of whole numbers that is emitted."""
+    found, stored_sum = [], Smull.stored_sum
+    monkeypatch.setattr(Smull, "stored_sum", lambda *args, **how: found.append(how) or stored_sum(*args, **how))
+    return found
+
+
+@pytest.mark.parametrize("target", ["raspberry-pi-5", "raspberry-pi-4"])
+def test_the_bytes_of_the_contract(graph, target, monkeypatch):
+    whole = spied(monkeypatch)
+    compiled = planish.compile(graph, recipe="", batch=1, target=target)
+    assert bool(whole) == (target == "raspberry-pi-4")
     drawn = torch.randn(1, WIDE, *SIZE, generator=torch.Generator().manual_seed(6))
     for x in (drawn, drawn / 20, torch.full_like(drawn, 9.0)):
         assert all(map(torch.equal, compiled(x), graph(x)))
 
 
 def test_ties_go_to_even_whatever_the_zero_point(graph):
-    """A multiplier of 1/32, inputs of a few steps, no biases: ties are frequent, few sums of 1x1 layers leave the grid."""
+    """A multiplier of 1/32, inputs of a few steps, no biases: ties are frequent, few 1x1 sums leave the grid."""
     steps = graph.copy()
     calls = [node for node in steps.calls("requantize") if "conv2d" in node.name]
     with torch.no_grad():
