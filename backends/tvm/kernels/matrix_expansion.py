@@ -22,7 +22,7 @@ from .shapes import Signature, round_up
 from .tile import Segment, segments
 
 PANEL = 4  # vectors: their part of the ring, and their weights, stay in the first-level cache
-FEWEST_PIXELS = 224  # of a chunk: its last tiles are written while none is multiplied; more would leave the first-level cache
+FEWEST_PIXELS = 224  # of a chunk, whose last tiles are written while none is multiplied; a ring of more leaves L1
 
 
 @dataclass(frozen=True)
