@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from .base import Fp32
 from .tir import T
@@ -13,6 +13,8 @@ from .tir import T
 @dataclass(frozen=True)
 class NeonFp32(Fp32):
     """NEON: 4 lanes, 32 registers."""
+
+    ends_apart: ClassVar[bool] = True
 
     def multiply(
         self,

@@ -27,7 +27,7 @@ class Smlal(Arithmetic):
     means: ClassVar[str] = "int32"
     unroll: ClassVar[int] = 8
 
-    ends_apart: ClassVar[bool] = True  # the last pass stands behind the loop, among the stores of the sums
+    ends_apart: ClassVar[bool] = True
     copied: ClassVar[int] = 64  # bytes in a pass of a loop that copies
 
     def multiply(

@@ -23,6 +23,8 @@ class Armv7Fp32(NeonFp32):
     An activation is spread over a register for all vectors of outputs. NEON takes denormals for zeros on these cores.
     """
 
+    ends_apart: ClassVar[bool] = False
+
     def multiply(
         self,
         accumulators: Sequence[Sequence[Any]],

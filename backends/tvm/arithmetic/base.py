@@ -41,6 +41,7 @@ class Arithmetic(ABC):
     asks_for_maps: ClassVar[bool] = False  # whether kernels prefetch maps that are larger than the cache
     group: ClassVar[int] = 1  # neighbouring k steps that one instruction takes: they lie side by side in the weights
     rows: ClassVar[int] = 1  # neighbouring pixels that one instruction takes
+    ends_apart: ClassVar[bool] = False  # whether Winograd's last pass stands behind the loop, among the stores of sums
     per_element: ClassVar[int] = 1  # weights in one element of their array in memory
     lowest: ClassVar[float] = float("-inf")  # of activations: what no maximum is below
 

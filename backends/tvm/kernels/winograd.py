@@ -253,7 +253,8 @@ class _Nest:
         for start, done, length in self.runs(group):
             offsets = [first + start + i * group.pitch for i in range(pixels)]
             passed = ahead and ahead.after(done // self.arithmetic.unroll)
-            sums.accumulate(spread, offsets, self.weights, here + done * vectors * lanes, length, passed)
+            begin, apart = here + done * vectors * lanes, self.arithmetic.ends_apart
+            sums.accumulate(spread, offsets, self.weights, begin, length, passed, apart=apart)
         target = (group.first + place) * p.plane(share.pitch) + number * (pixels * share.pitch) + vector * lanes
 
         def store(i: int, v: int, value: Vector) -> None:

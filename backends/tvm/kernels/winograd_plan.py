@@ -136,7 +136,7 @@ def plan(spec: Winograd, arithmetic: Arithmetic) -> Plan:
     for_cache = -(-tiles * itemsize * (wide + size**2 * pitch_out) // (2 * arithmetic.cache))
     count = 1 if heavy else max(for_cache, arithmetic.cores if arithmetic.cores > 1 else 1)
     most = -(-tiles // count)
-    extents = Tiling(most, pitch_out // lanes // parts, whole=True)
+    extents = Tiling(most, pitch_out // lanes // parts, reserved=int(arithmetic.ends_apart), whole=True)
     tile = tile_of(spec, arithmetic, extents)
     each = min(round_up(most, tile.pixels), tiles)
     blocks, room = Blocks(-(-tiles // each), each, tiles), round_up(each, tile.pixels)

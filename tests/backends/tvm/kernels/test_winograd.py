@@ -1,18 +1,23 @@
 """Winograd convolutions against PyTorch in float64, and where they are chosen."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import tvm
 from torch.nn import functional as F
 
+from planish.backends.target import Target
 from planish.backends.tvm.arithmetic import NeonFp16, NeonFp32
-from planish.backends.tvm.kernels import DirectConv, Epilogue, Window, Winograd
+from planish.backends.tvm.build import tvm_target
+from planish.backends.tvm.kernels import DirectConv, Epilogue, Window, Winograd, prim_func
 from planish.backends.tvm.kernels.winograd_choice import instead_of
 from planish.backends.tvm.kernels.winograd_matrices import POINTS, matrices
 from planish.backends.tvm.kernels.winograd_plan import plan
 
+from .assembly import innermost_loops, vector_stores
 from .conftest import Runner
 
 # batch, height, width, in, out, padding
@@ -189,3 +194,16 @@ ON_ARM = {
 def test_choice_on_arm(name, conv, found):
     chosen = instead_of(conv, ON_ARM[name])
     assert (chosen and (chosen.tile, chosen.fresh)) == found[list(ON_ARM).index(name)]
+
+
+def test_sums_are_stored_among_the_last_products():
+    """On ARM the last pass stands behind the loop, which holds all its registers: nothing is spilled."""
+    spec = Winograd(1, 28, 28, 64, 64, (1, 1, 1, 1), 4)
+    made = prim_func(spec, NeonFp32(4, 32)).with_attr("global_symbol", "kernel")
+    text = tvm.compile(made, tvm_target(Target.get("raspberry-pi-4"))).mod.inspect_source("asm")
+    product = r"\sfmla\s.*\.s\[\d\]"
+    loops = [loop for loop in innermost_loops(text) if len(re.findall(product, "\n".join(loop))) >= 48]
+    assert loops and not any(map(vector_stores, loops))
+    blocks = re.split(r"^\.LBB\w+:|^\s+b(?:\.\w\w)?\s", text, flags=re.MULTILINE)
+    counts = [[len(re.findall(what, block)) for what in (product, r"\sst[pr]\s+q")] for block in blocks]
+    assert any(products >= 48 and stores >= 7 for products, stores in counts)  # of two sums each, or of one
