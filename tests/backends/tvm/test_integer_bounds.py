@@ -11,6 +11,7 @@ from planish.backends.tvm.emit.integer_bounds import (
     INT32,
     LARGEST_STEP,
     LARGEST_SUM,
+    are_bounded,
     are_read,
     residual_fits,
     sum_ends,
@@ -114,3 +115,11 @@ def test_a_residual_that_leaves_int16_is_told():
     """Both reach 255 steps: 127 times them, and a zero point, lie below 2**15; 128 times them do not."""
     for factor, fits in ((126.0, True), (-126.0, True), (127.0, False), (-127.0, False)):
         assert residual_fits(constants(GRID, Addition(1.0, factor, -128, GRID)), "int8") == fits
+
+
+def test_factors_below_one_bound_products():
+    """The largest int32 leaves it by a factor of 1: it becomes 2**31 in float32."""
+    weight, below = np.ones((2, 3)), np.nextafter(np.float32(1), np.float32(0))
+    assert are_bounded(product(weight, [0, 0], [0.5, below]))
+    assert not are_bounded(product(weight, [0, 0], [0.5, 1.0]))
+    assert np.float32(INT32.max) * below < 2**31 <= np.float32(INT32.max)
