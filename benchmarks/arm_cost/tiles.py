@@ -40,6 +40,7 @@ from planish.ir.graph import Graph
 from planish.thinned import Thinned
 
 MILLION = 1e6
+WORTH = 10_000  # cycles that a tile must save: less is what other kernels gain or lose when code moves
 NAMED = ("efficientnet-lite0", "mobilenet-v2", "resnet18")
 Layer = tuple[str, str]  # arithmetic, layer
 
@@ -73,7 +74,8 @@ class Search:
         found = {}
         for layer, taken in self.cycles.items():
             rule = taken[self.tiles[layer][0]]
-            found[layer] = choice({tile: taken[tile] / rule for tile in self.tiles[layer]})
+            best = choice({tile: taken[tile] / rule for tile in self.tiles[layer]})
+            found[layer] = best if rule - taken[best] >= WORTH else self.tiles[layer][0]
         return found
 
     def changed(self) -> dict[Layer, Tile]:
