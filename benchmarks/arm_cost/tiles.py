@@ -69,18 +69,15 @@ class Search:
                     own = sum(kernel.cycles for kernel in kernels if layers.get(kernel.symbol) == layer)
                     self.cycles[layer][tiles[layer]] += own
 
-    def winners(self) -> dict[Layer, Tile]:
-        """The tile of every layer: the rule's, or one that is clearly better."""
+    def changed(self) -> dict[Layer, Tile]:
+        """The layers of which a tile is clearly better than the rule's, with that tile."""
         found = {}
         for layer, taken in self.cycles.items():
-            rule = taken[self.tiles[layer][0]]
-            best = choice({tile: taken[tile] / rule for tile in self.tiles[layer]})
-            found[layer] = best if rule - taken[best] >= WORTH else self.tiles[layer][0]
+            rule = self.tiles[layer][0]
+            best = choice({tile: taken[tile] / taken[rule] for tile in self.tiles[layer]})
+            if taken[rule] - taken[best] >= WORTH:
+                found[layer] = best
         return found
-
-    def changed(self) -> dict[Layer, Tile]:
-        """Where the winner is not the rule's tile."""
-        return {layer: tile for layer, tile in self.winners().items() if tile != self.tiles[layer][0]}
 
     def _turn(self, layer: Layer, turn: int) -> Tile:
         tiles = self.tiles[layer]

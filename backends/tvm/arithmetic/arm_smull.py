@@ -177,4 +177,4 @@ def part_of(vector: Any, which: int, lanes: int) -> Any:
 
 def half_of(vector: Any, which: int) -> Any:
     """The lower or upper eight bytes of sixteen."""
-    return T.Shuffle([vector], list(range(which * 8, which * 8 + 8)))
+    return part_of(vector, which, 8)

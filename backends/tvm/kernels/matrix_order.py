@@ -23,11 +23,9 @@ class _Last:
     @staticmethod
     def none() -> _Last:
         words = View(T.alloc_buffer((3,), "int32", scope=REGISTER_SCOPE, layout=None), "int32")
-        last = _Last(words)
-        words.store(0, T.int32(0))
-        words.store(1, T.int32(0))
-        words.store(2, T.int32(0))
-        return last
+        for place in range(3):
+            words.store(place, T.int32(0))
+        return _Last(words)
 
     def set(self, tile: Index, vector: Index) -> None:
         for place, number in enumerate((tile, vector, 1)):

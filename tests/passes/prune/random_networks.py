@@ -90,6 +90,11 @@ def averaged(x: Tensor) -> Tensor:
 
 def any_rank(conv: type[nn.Module], transposed: type[nn.Module]) -> dict[str, Maker]:
     """Blocks for values [batch, channels, positions...]."""
+    return {**with_layers(conv, transposed), **rearranging()}
+
+
+def with_layers(conv: type[nn.Module], transposed: type[nn.Module]) -> dict[str, Maker]:
+    """Those around convolutions, and what acts on each value."""
     return {
         "conv": lambda b: leaving(b, b.width, conv(b.channels, b.width, 3, padding=1)),
         "dilated conv": lambda b: leaving(b, b.width, conv(b.channels, b.width, 3, padding=2, dilation=2, bias=False)),
@@ -130,6 +135,12 @@ def any_rank(conv: type[nn.Module], transposed: type[nn.Module]) -> dict[str, Ma
                 a=conv(b.channels, 2 * b.width, 1),
             ),
         ),
+    }
+
+
+def rearranging() -> dict[str, Maker]:
+    """Those that take, repeat or move channels."""
+    return {
         "slices": lambda b: leaving(b, b.channels + 1, Block(lambda m, x: torch.cat([x[:, 2:], x[:, :3]], 1))),
         "strided slice": lambda b: leaving(b, (b.channels + 1) // 2, Block(lambda m, x: x[:, ::2])),
         "narrow": lambda b: leaving(b, b.channels - 2, Block(lambda m, x: x.narrow(1, 1, b.channels - 2))),
